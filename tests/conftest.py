@@ -70,6 +70,11 @@ SECRETS = {
 SMOKE = ("+experiment=smoke", "trainer.max_steps=6")
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Keep contents of files out of names: xdist needs the same names in each process, and gzip writes the time."""
+    return "bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A workplace with one finished run, tracked by W&B offline, with secrets in its environment. Read only."""
