@@ -44,7 +44,9 @@ def by_hand(model: Any, rows: list[dict[str, Any]]) -> float:
     return float(torch.cat(losses).mean())
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly if name == "padded" else ()) for name in SETTINGS]
+)
 def test_it_changes_no_byte_and_is_the_mean_over_trained_tokens(train, tokenizer, tmp_path, name):
     """Dropout would notice a random stream that advanced."""
     logged: list[tuple[dict[str, float], int]] = []
