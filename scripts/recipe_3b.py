@@ -1,7 +1,7 @@
 """Measure the default recipe as a user runs it: `tometune.train -m +sweep=table`, then export and chat, against a hub.
 
 python scripts/recipe_3b.py FOLDER make --base base_100k.parquet --pool pool.parquet --tasks EVAL_FOLDER
-python scripts/recipe_3b.py FOLDER cell seed=0 --kill-at 130 --stop-in-cell 2    # killed at step 130, and continued
+python scripts/recipe_3b.py FOLDER cell seed=0 --kill-at 130 --stop-in-cell 2    # killed at step 130, and resumed
 python scripts/recipe_3b.py FOLDER undisturbed seed=0 data=mix_100k --stop-at 200
 python scripts/recipe_3b.py FOLDER export; … FOLDER chat; … FOLDER plan; … FOLDER report
 
