@@ -8,6 +8,7 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -179,3 +180,57 @@ def test_a_chat_with_a_seed_gives_the_same_answers(place, model):
     print(f"chat: {sha256(saved[0]).hexdigest()}")
     assert saved[0] == saved[1]
     assert saved[0] != saved[2]
+
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+def start_two(place: Workplace, outputs: str, *overrides: str) -> "subprocess.Popen[str]":
+    command = [*TORCHRUN, "-m", "tometune.train", *RUN, f"paths.outputs={outputs}", *overrides]
+    return subprocess.Popen(command, cwd=place.folder, env=place.env, text=True, stderr=subprocess.PIPE)
+
+
+def run_two(place: Workplace, outputs: str, *overrides: str) -> Path:
+    process = start_two(place, outputs, *overrides)
+    _, stderr = process.communicate(timeout=500)
+    assert process.returncode == 0, stderr
+    return place.run_folder(outputs)
+
+
+@two_gpus
+@pytest.mark.parametrize("way", ["graph", "nf4", "eager", "padded", "full"])
+def test_two_gpus_learn_what_one_does_and_give_the_same_bytes(place, model, way):
+    command = (f"model.id={model}", *WAYS[way], "eval.base=true")
+    one = run(place, f"{way}-one", *command)
+    both, again = (run_two(place, f"{way}-{name}", *command) for name in ("both", "again"))
+    off = [abs(ours / theirs - 1) for (_, ours), (_, theirs) in zip(curve_of(both), curve_of(one), strict=True)]
+    print(f"{way}: losses of two GPUs and one differ by at most {max(off):.5f}: {digests(both)}")
+    assert len(off) == STEPS
+    assert max(off) <= 0.005
+    for name in ("steps", "effective_batch", "tokens", "trained_tokens"):
+        assert record_of(both)["train"][name] == record_of(one)["train"][name], name
+    assert digests(again) == digests(both)
+    base = [path.relative_to(one) for path in one.glob("eval/base/*.jsonl")]
+    assert base
+    assert [(both / path).read_bytes() for path in base] == [(one / path).read_bytes() for path in base]
+
+
+@two_gpus
+@pytest.mark.parametrize("victim", ["0", "1"])
+def test_two_gpus_resume_after_either_process_was_killed(place, model, victim):
+    command = (f"model.id={model}", *WAYS["nf4"], "trainer.save_steps=4")
+    expected = digests(run_two(place, f"whole-{victim}", *command))
+    outputs = f"killed-{victim}"
+    process = start_two(place, outputs, *command)
+    while process.poll() is None and not list(place.folder.glob(f"{outputs}/*/checkpoints/checkpoint-8")):
+        time.sleep(0.02)
+    assert process.poll() is None, "it ended before it could be killed"
+    (killed,) = (child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == victim)
+    killed.send_signal(signal.SIGKILL)
+    process.communicate(timeout=100)  # torchrun ends the other one
+    assert process.returncode != 0
+    resumed = run_two(place, outputs, *command)
+    assert "resuming from checkpoint-" in (resumed / "train.log").read_text()
+    assert record_of(resumed)["attempts"] == 2
+    assert digests(resumed) == expected

@@ -20,11 +20,41 @@ RUN = (
 )
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
+HELPERS = """
+import torch
+from tometune.common.distributed import by_all, connect, disconnect, rank, sum_gradients
+
+connect()
+weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,))]
+places = []
+for weight in weights:
+    weight.grad = torch.arange(float(weight.numel())).view_as(weight) * (1 + 9 * rank())
+    places.append(weight.grad.data_ptr())
+sum_gradients(weights)
+for weight, place in zip(weights, places):
+    assert weight.grad.data_ptr() == place, "a CUDA graph writes there"
+    assert weight.grad.flatten().tolist() == [11.0 * number for number in range(weight.numel())]
+assert by_all(rank) == rank()
+try:
+    by_all(lambda: 1 // rank())
+except ZeroDivisionError:
+    print(f"{rank()} raised\\n", end="")
+disconnect()
+"""
+
 TOLERANCE = 2e-5
 """By which the losses may differ: sums of float32 are taken in another order.
 
 The last step of the epoch is the 28th. The rows, of which 55 are left of the 128, do not fill it.
 """
+
+
+def test_gradients_are_summed_and_an_error_in_one_process_is_raised_in_all(place, tmp_path):
+    (tmp_path / "helpers.py").write_text(HELPERS)
+    command = [*TORCHRUN, str(tmp_path / "helpers.py")]
+    done = subprocess.run(command, env=place.env, cwd=place.folder, text=True, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split("\n")) == ["", "0 raised", "1 raised"]
 
 
 def start(place: Workplace, *overrides: str) -> "subprocess.Popen[str]":

@@ -120,6 +120,24 @@ def test_what_a_graph_writes_is_added_up_over_a_step(fitted, monkeypatch):
         same(gradients(fitted), {name: one[name] + other[name] for name in one})
 
 
+def test_several_processes_add_their_gradients_after_the_last_pass_of_a_step(fitted, monkeypatch):
+    trainer, added = fitted.trainer, []
+    capacity = Capacity(30, 192)
+    graph = PassGraph(trainer.model, 192, 96, capacity, capture=False)
+    monkeypatch.setattr("tometune.training.trainer.sum_gradients", added.append)
+    monkeypatch.setattr(trainer, "graph", graph)
+    monkeypatch.setattr(trainer.args, "distributed_state", SimpleNamespace(num_processes=2, device=trainer.args.device))
+    assert trainer.args.world_size == 2
+    batch, losses = with_lengths(fitted.batches[0], capacity), []
+    alone = float(graph(batch, 50))
+    for last in (False, True):
+        monkeypatch.setattr(trainer.accelerator.gradient_state, "sync_gradients", last)
+        losses.append(float(trainer.training_step(trainer.model, dict(batch), torch.tensor(50))))
+        assert len(added) == last
+    assert losses == pytest.approx([2 * alone] * 2), "the mean over processes, which transformers logs, is the sum"
+    assert {weight.data_ptr() for weight in added[0]} == {weight.data_ptr() for weight in graph._weights}
+
+
 @pytest.mark.parametrize(
     ("change", "needs"),
     [

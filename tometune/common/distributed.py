@@ -8,9 +8,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tometune.common.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PATIENCE = timedelta(days=7)
 """Longest time that processes wait for each other: one may build data for hours, or answer the longest prompts."""
@@ -55,6 +58,16 @@ def connect() -> None:
         distributed.init_process_group("gloo", timeout=PATIENCE)
 
 
+def disconnect() -> None:
+    """Disconnect the processes at the end. Threads of gloo that still run at the exit abort the process sometimes."""
+    if processes() == 1:
+        return
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def agree(value: Found) -> Found:
     """Return the value of the first process, in every process."""
     if processes() == 1:
@@ -75,6 +88,30 @@ def gather(values: list[Found]) -> list[Found]:
     shared: list[list[Found]] = [[] for _ in range(processes())]
     distributed.all_gather_object(shared, values)
     return [value for part in shared for value in part]
+
+
+def by_all(action: Callable[[], Found]) -> Found:
+    """Call a function in every process, and return its result. If it fails in one process, all raise that error."""
+    found, error = list[Found](), None
+    try:
+        found.append(action())
+    except Exception as raised:  # raised below, once the others know
+        error = raised
+    if first := next((each for each in gather([error]) if each), None):
+        raise first from error
+    return found[0]
+
+
+def sum_gradients(weights: list["nn.Parameter"]) -> None:
+    """Add the gradients of all processes, in every process, as one tensor. Each weight needs a gradient."""
+    import torch
+    from torch import distributed
+
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
 
 
 @contextmanager

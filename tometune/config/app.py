@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from tometune.common.distributed import is_first, processes
+from tometune.common.distributed import disconnect, is_first, processes
 from tometune.common.errors import UserError, one_line
 from tometune.common.files import NO_RIGHTS, disk_errors, in_the_way
 from tometune.common.process import Stopped, stop_signals
@@ -57,6 +57,7 @@ def verb(task: Task, sweep: Sweep | None = None, whole_sweep: bool = False) -> C
             status = report_error(error, name_of(task) in RESUMED)
         if status != DONE:
             sys.exit(status)
+        disconnect()
 
     return command
 

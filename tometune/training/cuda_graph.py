@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tometune.common.distributed import processes
+from tometune.common.distributed import by_all
 from tometune.common.errors import UserError
 from tometune.common.seeding import without_deterministic_kernel
 from tometune.data.encoder import IGNORE
@@ -50,7 +50,6 @@ def can_use_graph(training: Training) -> bool:
             training.packed is Packed.lengths
         ),
         "model.precision=bf16, because fp16 scales its loss": training.dtype is not torch.float16,
-        "one process": processes() == 1,
         "trainer.gradient_checkpointing=auto or false": trainer.gradient_checkpointing is not True,
         "a model whose decoder has layers": training.full or bool(layers_of(model)),
     }
@@ -165,10 +164,11 @@ class PassGraph:
         """Add the gradients of a batch to `grad` of the weights, and return its loss.
 
         The inputs are `input_ids`, `labels`, `position_ids` [1, tokens], `cu_seq_lens_q` [conversations + 1] and
-        `parts`. The sum of losses is divided by `items`, the trained tokens of the whole step.
+        `parts`. The sum of losses is divided by `items`, the trained tokens of the whole step over all processes;
+        gradients are those of this process alone.
 
         Raises:
-            GraphError: in the first call, if the pass cannot be compiled or captured.
+            GraphError: in the first call, if the pass cannot be compiled or captured, here or in another process.
         """
         losses = []
         for part in inputs["parts"]:
@@ -207,8 +207,7 @@ class PassGraph:
     def _play(self) -> None:
         """Replay the graph, capturing it the first time, and add its gradients to those of the step so far."""
         if self._replay is None:
-            with _graph_errors():
-                self._replay = self._captured()
+            self._replay = by_all(self._captured)
         later = self._weights[0].grad is not None
         if later:
             self._earlier = self._earlier or [torch.empty_like(gradient) for gradient in self._gradients]
@@ -233,6 +232,7 @@ class PassGraph:
         loss.backward()
         self._loss.copy_(loss.detach())
 
+    @_graph_errors()
     def _captured(self) -> Callable[[], None]:
         """Capture the pass, which overwrites all gradients; random states are restored."""
         current, other = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -245,7 +245,8 @@ class PassGraph:
                         weight.grad = None
             current.wait_stream(other)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Threads of NCCL and of the data loader call CUDA meanwhile, which is an error in the mode "global".
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._pass()
         self._gradients = [weight.grad for weight in self._weights if weight.grad is not None]
         for weight in self._weights:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tometune.common.distributed import gather, processes
+from tometune.common.distributed import by_all, gather, processes
 from tometune.common.errors import UserError
 from tometune.common.files import write_json
 from tometune.common.integrity import defect
@@ -64,7 +64,7 @@ def choose(build: Callable[[Step, bool], MeteredTrainer], training: Training) ->
     if defect(remembered) is None:
         chosen = MicroBatch(**json.loads(remembered.read_text(encoding="utf-8"))["found"])
     else:
-        largest = largest_that_fits(lambda *size: _attempt(build, training, *size), sizes, trainer)
+        largest = by_all(lambda: largest_that_fits(lambda *size: _attempt(build, training, *size), sizes, trainer))
         # Processes whose GPUs have less memory left decide for all.
         chosen = min(gather([largest]), key=lambda size: (not size.gradient_checkpointing, size.rows))
         remember(training, chosen)
@@ -118,7 +118,7 @@ def _attempt(build: Callable[[Step, bool], MeteredTrainer], training: Training, 
     weights, embeddings = trainable(model), embedded(model)
     states = state_bytes(trainer.optim, weights, embeddings)
     if processes() > 1:
-        states += 4 * weights  # the buckets in which gradients are exchanged
+        states += 8 * weights  # DistributedDataParallel's buckets, and the gradients that `sum_gradients` joins
     spare = int(SPARE * torch.cuda.mem_get_info()[1])
     reserved = torch.empty(spare + states, dtype=torch.uint8, device=model.device)
     length = trainer.max_length

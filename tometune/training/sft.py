@@ -10,7 +10,7 @@ import torch
 from transformers import PrinterCallback
 from trl.trainer import sft_trainer
 
-from tometune.common.distributed import by_first, is_first
+from tometune.common.distributed import by_first, is_first, processes
 from tometune.common.errors import UserError
 from tometune.common.process import Stopped, stop_signals
 from tometune.common.seeding import seed_everything, use_deterministic_kernels, without_deterministic_kernel
@@ -131,12 +131,16 @@ def _train_within_memory(training: Training, fresh: dict[str, torch.Tensor]) -> 
                     "trainer.max_length, and run the same command again to resume from the last checkpoint"
                 ) from None
         size = replace(size, rows=half[0])
+        if trainer.micro_batch == "auto" and torch.cuda.is_available():
+            memory.remember(training, size)
+        if processes() > 1:  # the others are in the middle of the step, and torchrun ends them
+            again = "" if trainer.micro_batch == "auto" else f" with trainer.micro_batch={size.rows}"
+            log.error("out of memory; run the same command again%s to resume from the last checkpoint", again)
+            raise torch.OutOfMemoryError("a GPU of one process ran out of memory")
         log.warning("out of memory; continuing with trainer.micro_batch=%d, steps stay the same", size.rows)
         _start_again(training, fresh)
         if training.cuda_graph:
             torch.compiler.reset()
-        if trainer.micro_batch == "auto" and torch.cuda.is_available():
-            memory.remember(training, size)
 
 
 def _train_and_save(training: Training, size: MicroBatch) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
-from tometune.common.distributed import gather, is_first
+from tometune.common.distributed import gather, is_first, sum_gradients
 from tometune.common.files import disk_errors, sync_folder
 from tometune.common.progress import Bar
 from tometune.data.encoder import IGNORE
@@ -149,7 +149,12 @@ class MeteredTrainer(SFTTrainer):
         if self.graph is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
-        return self.graph(self._prepare_inputs(inputs), num_items_in_batch)
+        loss = self.graph(self._prepare_inputs(inputs), num_items_in_batch)
+        if self.args.world_size == 1:
+            return loss
+        if self.accelerator.sync_gradients:  # the last pass of a step
+            sum_gradients([weight for weight in model.parameters() if weight.requires_grad])
+        return loss * self.args.world_size  # as transformers does, which logs the mean over the processes
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
         """Return the loss, without TRL's metrics over logits if the model has a fused loss (Unsloth's)."""
