@@ -200,10 +200,13 @@ def run_two(place: Workplace, outputs: str, *overrides: str) -> Path:
 
 @two_gpus
 @pytest.mark.parametrize("way", ["graph", "nf4", "eager", "padded", "full"])
-def test_two_gpus_learn_what_one_does_and_give_the_same_bytes(place, model, way):
+def test_two_gpus_learn_what_one_does_and_give_the_same_bytes(place, model, tmp_path, way):
+    """Each with a cache of its own, so that none copies the base model's answers."""
     command = (f"model.id={model}", *WAYS[way], "eval.base=true")
-    one = run(place, f"{way}-one", *command)
-    both, again = (run_two(place, f"{way}-{name}", *command) for name in ("both", "again"))
+    one = run(place, f"{way}-one", *command, f"paths.cache={tmp_path / 'one'}")
+    both, again = (
+        run_two(place, f"{way}-{name}", *command, f"paths.cache={tmp_path / name}") for name in ("both", "again")
+    )
     off = [abs(ours / theirs - 1) for (_, ours), (_, theirs) in zip(curve_of(both), curve_of(one), strict=True)]
     print(f"{way}: losses of two GPUs and one differ by at most {max(off):.5f}: {digests(both)}")
     assert len(off) == STEPS

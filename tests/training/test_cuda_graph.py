@@ -1,18 +1,21 @@
 """A pass over buffers of one shape gives the loss and the gradients of the batch alone."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from transformers import PreTrainedModel, Trainer
 
 from tests.training.conftest import Fitted, Train, packs, settings
 from tometune.common.errors import UserError
 from tometune.config.model import Precision
 from tometune.models.packed_attention import Packed
-from tometune.training.batches import Capacity, split
+from tometune.training import sft
+from tometune.training.batches import Capacity, Training, split
 from tometune.training.cuda_graph import PassGraph, can_use_graph, compiled_layers, graph_for, layers_of
 
 SETTINGS = packs(96, 2) | {"max_steps": 4, "num_train_epochs": 9}
@@ -97,7 +100,7 @@ def test_what_a_graph_writes_is_added_up_over_a_step(fitted, monkeypatch):
     losses, (one, other) = zip(*expected, strict=True)
 
     def captured() -> Callable[[], None]:
-        weights = graph._weights
+        weights = graph.weights
         graph._gradients = [torch.full_like(weight, 99.0) for weight in weights]
 
         def replay() -> None:
@@ -135,7 +138,7 @@ def test_several_processes_add_their_gradients_after_the_last_pass_of_a_step(fit
         losses.append(float(trainer.training_step(trainer.model, dict(batch), torch.tensor(50))))
         assert len(added) == last
     assert losses == pytest.approx([2 * alone] * 2), "the mean over processes, which transformers logs, is the sum"
-    assert {weight.data_ptr() for weight in added[0]} == {weight.data_ptr() for weight in graph._weights}
+    assert {weight.data_ptr() for weight in added[0]} == {weight.data_ptr() for weight in graph.weights}
 
 
 @pytest.mark.parametrize(
@@ -189,6 +192,49 @@ def test_layers_are_compiled_only_while_they_train(fitted):
     with compiled_layers(fitted.trainer.model):
         assert all(layer._compiled_call_impl for layer in layers)
     assert not any(layer._compiled_call_impl for layer in layers)
+
+
+@pytest.mark.parametrize("micro_batch", [2, 4])
+def test_steps_around_a_pass_train_alike_and_do_not_go_through_the_model(train, tmp_path, monkeypatch, micro_batch):
+    """A graph of a small model is over before Python has visited all its modules a few times."""
+    config = settings(**packs(96, 4) | {"max_steps": 4, "num_train_epochs": 9, "micro_batch": micro_batch})
+    expected = train(tmp_path / "without", config)
+    inner, passes, visits = Trainer._run_epoch, [0], []
+    post_init, named_modules = Training.__post_init__, torch.nn.Module.named_modules
+
+    def by_lengths(training: Training) -> None:
+        post_init(training)
+        training.packed = Packed.lengths
+
+    def passes_of(training: Training, rows: int) -> PassGraph:
+        graph = PassGraph(training.model, 96 * rows, 96, Capacity(40, 96 * rows), capture=False)
+        run = graph._pass
+        graph._pass = lambda: passes.append(run())  # type: ignore[assignment, method-assign, func-returns-value]
+        return graph
+
+    def counted(self: torch.nn.Module, *arguments: Any, **keywords: Any) -> Any:
+        visits.append(type(self).__name__)
+        return named_modules(self, *arguments, **keywords)
+
+    def run_epoch(self: Any, *arguments: Any, **keywords: Any) -> None:
+        with monkeypatch.context() as watched:
+            watched.setattr(torch.nn.Module, "named_modules", counted)
+            watched.setattr(PreTrainedModel, "train", lambda *_: visits.append("train"))
+            watched.setattr(self, "_save_checkpoint", lambda *_: None)
+            inner(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Training, "__post_init__", by_lengths)
+    monkeypatch.setattr(sft, "can_use_graph", lambda _: True)
+    monkeypatch.setattr(sft, "compiled_layers", nullcontext)
+    monkeypatch.setattr(sft, "graph_for", passes_of)
+    monkeypatch.setattr(Trainer, "_run_epoch", run_epoch)
+    fitted = train(tmp_path / "with", config)
+    assert len(passes) - 1 == 4 * 4 // micro_batch
+    assert fitted.losses == pytest.approx(expected.losses, abs=1e-5)
+    norms = [[line["grad_norm"] for line in each.curve] for each in (fitted, expected)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    assert "ParameterList" in visits
+    assert not {"LlamaMLP", "train"} & set(visits), "all modules"
 
 
 @pytest.mark.gpu

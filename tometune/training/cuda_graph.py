@@ -153,7 +153,7 @@ class PassGraph:
         ends = capacity.conversations + math.ceil(tokens / longest) + 1
         self._ends = torch.zeros(ends, dtype=torch.int32, device=model.device)
         self._items = torch.ones((), dtype=torch.float32, device=model.device)
-        self._weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self._gradients: list[torch.Tensor] = []
         self._earlier: list[torch.Tensor] = []
         self._loss = torch.zeros((), dtype=torch.float32, device=model.device)
@@ -208,14 +208,14 @@ class PassGraph:
         """Replay the graph, capturing it the first time, and add its gradients to those of the step so far."""
         if self._replay is None:
             self._replay = by_all(self._captured)
-        later = self._weights[0].grad is not None
+        later = self.weights[0].grad is not None
         if later:
             self._earlier = self._earlier or [torch.empty_like(gradient) for gradient in self._gradients]
             torch._foreach_copy_(self._earlier, self._gradients)
         self._replay()
         if later:
             torch._foreach_add_(self._gradients, self._earlier)
-        for weight, gradient in zip(self._weights, self._gradients, strict=True):
+        for weight, gradient in zip(self.weights, self._gradients, strict=True):
             weight.grad = gradient
 
     def _pass(self) -> None:
@@ -241,17 +241,17 @@ class PassGraph:
             with torch.cuda.stream(other):
                 for _ in range(WARM_UP):
                     self._pass()
-                    for weight in self._weights:
+                    for weight in self.weights:
                         weight.grad = None
             current.wait_stream(other)
             graph = torch.cuda.CUDAGraph()
             # Threads of NCCL and of the data loader call CUDA meanwhile, which is an error in the mode "global".
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._pass()
-        self._gradients = [weight.grad for weight in self._weights if weight.grad is not None]
-        for weight in self._weights:
+        self._gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        for weight in self.weights:
             weight.grad = None
-        if len(self._gradients) < len(self._weights):
+        if len(self._gradients) < len(self.weights):
             raise GraphError("a trained weight gets no gradient")
         log.info("CUDA graph on: each pass is one graph")
         replay: Callable[[], None] = graph.replay

@@ -118,7 +118,7 @@ def _attempt(build: Callable[[Step, bool], MeteredTrainer], training: Training, 
     weights, embeddings = trainable(model), embedded(model)
     states = state_bytes(trainer.optim, weights, embeddings)
     if processes() > 1:
-        states += 8 * weights  # DistributedDataParallel's buckets, and the gradients that `sum_gradients` joins
+        states += 4 * weights  # the gradients once more, to be added: in buckets, or as one tensor
     spare = int(SPARE * torch.cuda.mem_get_info()[1])
     reserved = torch.empty(spare + states, dtype=torch.uint8, device=model.device)
     length = trainer.max_length

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -123,6 +124,10 @@ class MeteredTrainer(SFTTrainer):
         """Of each pass since the last log, over all processes."""
         # TRL sums token counts with `gather_for_metrics`, which drops some processes' counts in an epoch's last step.
         self.accelerator.gather_for_metrics = self.accelerator.gather
+        if graph is not None:
+            # `sum_gradients` replaces DistributedDataParallel. That keeps nodes of the backward pass that were made on
+            # another stream, and a graph cannot be captured with them.
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the batches of this process; those of the last step of an epoch are filled with blank rows.
@@ -148,12 +153,13 @@ class MeteredTrainer(SFTTrainer):
         self.trained_tokens.append(self.meter.count(inputs, sum_over, padded, blank))
         if self.graph is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        model.train()
+        if not self.model.training:
+            self.model.train()
         loss = self.graph(self._prepare_inputs(inputs), num_items_in_batch)
         if self.args.world_size == 1:
             return loss
         if self.accelerator.sync_gradients:  # the last pass of a step
-            sum_gradients([weight for weight in model.parameters() if weight.requires_grad])
+            sum_gradients(self.graph.weights)
         return loss * self.args.world_size  # as transformers does, which logs the mean over the processes
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
@@ -266,15 +272,23 @@ class MeteredTrainer(SFTTrainer):
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 
-    def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
+    def _run_epoch(self, model: nn.Module, *arguments: Any, **keywords: Any) -> None:
         """Train an epoch, unless all steps are done.
 
-        transformers would make one more step after resuming from the checkpoint of the last step.
+        transformers would make one more step after resuming from the checkpoint of the last step. In every step it also
+        goes through all modules of the model several times, to clip and reset gradients, which takes longer than a
+        graph of a small model. Around a graph, it gets the trained weights alone.
         """
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*arguments, **keywords)
-        else:
+        if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
+            return
+        if self.graph is not None:
+            model = nn.ParameterList(self.graph.weights)
+        super()._run_epoch(model, *arguments, **keywords)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002 -- transformers' method
+        """Return 0: nothing reads the sum, and transformers would go through the whole model to count."""
+        return 0
 
 
 def _is_due(args: Any, state: Any) -> bool:
