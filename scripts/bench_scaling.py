@@ -42,7 +42,7 @@ def main() -> None:
     add("--gpus", default="1,2", help="numbers of GPUs, the first is what the others are compared with")
     add("--base", type=Path, help="parquet file of conversations (default: Python's documentation)")
     add("--pool", type=Path, help="parquet file that two thirds of the rows are drawn from")
-    add("--rows", type=int, default=12_000, help="conversations to train on; 3,000 of the documentation")
+    add("--rows", type=int, default=12_000, help="conversations of the trainings; at least 3,000")
     add("--parts", default=f"{','.join(MODELS)},sweep", help="which parts, in this order")
     add("--folder", type=Path, help="keep everything here (default: a temporary folder)")
     add("--json", type=Path, metavar="FILE", help="write all results here, after each part")
@@ -76,7 +76,7 @@ class Scaling:
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options, self.folder = options, folder
         self.gpus = [int(number) for number in options.gpus.split(",")]
-        settings = {key: getattr(options, key) for key in ("base", "pool", "rows")}
+        settings = {"base": options.base, "pool": options.pool, "rows": 3000}  # the smallest of the sweep's mixes
         self.data = [each for each in data_overrides(settings) if not each.startswith("data.rows=")]
         folder.mkdir(parents=True, exist_ok=True)
 

@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 from tometune.common.errors import UserError
 from tometune.config.model import Precision
 from tometune.evaluation.engines.cuda_graph import CudaGraph
-from tometune.evaluation.generation import GAP, GumbelNoise, encode, generate
+from tometune.evaluation.generation import GAP, GumbelNoise, encode, generate, share
 
 THINGS = [(0, "bread"), (3, "river"), (1, "violin"), (7, "dog"), (2, "computer")]
 
@@ -36,6 +36,28 @@ def test_batches_equal_decoding_by_hand(model, tokenizer):
         found = generate(model, tokenizer, TALKS, 20, batch_size, 512, told.append)
         assert [(answer.text, answer.tokens) for answer in found.answers] == expected
         assert (told[0], sum(told), found.seconds > 0) == (batch_size, 24, True)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_whole_batches(monkeypatch, processes):
+    """So the answers are those of one process, also where they depend on the size of a batch."""
+    monkeypatch.setattr("tometune.evaluation.generation.processes", lambda: processes)
+
+    def batches(prompts: int, size: int) -> list[list[list[int]]]:
+        found = []
+        for number in range(processes):
+            monkeypatch.setattr("tometune.evaluation.generation.rank", lambda number=number: number)
+            own = share([7 * index for index in range(prompts)], size)
+            found.append([own[start : start + size] for start in range(0, len(own), size)])
+        return found
+
+    whole = [[7 * index for index in range(start, min(start + 4, 23))] for start in range(0, 23, 4)]
+    shared = batches(23, 4)
+    assert sorted(batch for own in shared for batch in own) == whole
+    assert {len(own) for own in shared} == {6 // processes}
+    few = batches(23, 128 if processes == 2 else 8 * 3)
+    assert {len(own) for own in few} == {1}, "less than a batch for each: divided evenly"
+    assert sorted(index for own in few for batch in own for index in batch) == [7 * index for index in range(23)]
 
 
 def test_an_answer_ends_at_the_end_of_turn(model, tokenizer):

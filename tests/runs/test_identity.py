@@ -98,6 +98,8 @@ def test_auto_backend_counts_where_it_no_longer_stands_for_unsloth_and_a_run_mad
         monkeypatch.setattr("tometune.models.machine.gpu_capability", lambda capability=capability: capability)
         ids[capability] = content_hash(identity(config, INPUTS))
     assert ids[None] == ids[8, 0] != ids[9, 0]
+    monkeypatch.setattr("tometune.models.machine.processes", lambda: 2)
+    assert content_hash(identity(config, INPUTS)) == ids[9, 0], "the number of GPUs does not count"
     explicit = replace(config, model=replace(config.model, backend=Backend.transformers))
     assert content_hash(identity(explicit, INPUTS)) == ids[9, 0]
     monkeypatch.setattr("tometune.models.machine.unsloth_installed", lambda: False)

@@ -49,6 +49,18 @@ class Generations:
     batch_size: int  # prompts per batch; of several processes, the smallest
 
 
+def share(order: list[int], batch_size: int) -> list[int]:
+    """Return the prompts that this process answers: whole batches, as one process would answer them.
+
+    In 16 bits an answer depends on the size of its batch, because products of other shapes round differently. If there
+    are fewer batches than processes, they are divided all the same.
+    """
+    starts = range(0, len(order), batch_size)
+    if len(starts) < processes():
+        return order[rank() :: processes()]
+    return [index for start in starts[rank() :: processes()] for index in order[start : start + batch_size]]
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -63,8 +75,8 @@ def generate(
 ) -> Generations:
     """Answer each conversation, greedily unless a temperature is given.
 
-    With several processes, each answers its share and all of them return all answers. Batches begin with the longest
-    prompts, so that the memory runs out at the start or never. If it does, the batch is halved once.
+    With several processes, each answers its share and all of them return all answers (`share`). Batches begin with the
+    longest prompts, so that the memory runs out at the start or never. If it does, the batch is halved once.
 
     The model is in eval mode, the tokenizer has a chat template and a pad token, and each conversation ends with a user
     message. Prompts of more than `max_prompt_tokens` lose the middle of that message. Each answer at a temperature
@@ -77,7 +89,7 @@ def generate(
     start = time.perf_counter()
     prompts = [encode(tokenizer, messages, max_prompt_tokens) for messages in conversations]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids), reverse=True)
-    own = order[rank() :: processes()]
+    own = share(order, batch_size)
     config = greedy(model, tokenizer, max_new_tokens)
     engine = engine or Engine(model)
     answers: dict[int, list[int]] = {}

@@ -84,8 +84,11 @@ def resolve_backend(model: ModelConfig) -> Backend:
 
 
 def replaces_unsloth(model: ModelConfig) -> bool:
-    """Whether `auto` is transformers on this machine, but was Unsloth before it was measured to be faster."""
-    return model.backend is Backend.auto and transformers_is_faster() and _unsloth_fits(model)
+    """Whether `auto` is transformers on this machine, but was Unsloth before it was measured to be faster.
+
+    Also with several processes, where it always was transformers: their number does not change a run's identity.
+    """
+    return model.backend is Backend.auto and transformers_is_faster() and _unsloth_trains(model)
 
 
 def transformers_is_faster() -> bool:
@@ -94,8 +97,11 @@ def transformers_is_faster() -> bool:
 
 
 def _unsloth_fits(model: ModelConfig) -> bool:
-    one_gpu = gpu_capability() is not None and processes() == 1
-    return one_gpu and model.compute is not Compute.fp8 and unsloth_installed()
+    return processes() == 1 and _unsloth_trains(model)
+
+
+def _unsloth_trains(model: ModelConfig) -> bool:
+    return gpu_capability() is not None and model.compute is not Compute.fp8 and unsloth_installed()
 
 
 def device_name() -> str:
