@@ -59,7 +59,7 @@ def command_line(arguments: list[str] | None = None) -> argparse.Namespace:
     add("overrides", nargs="*", metavar="KEY=VALUE", help="for tometune")
     add("--timeout", type=float, default=3600, metavar="SECONDS", help="of the stage; its processes are killed then")
     add("--kill-at", type=int, metavar="STEP", help="cell: SIGKILL once, then the same command again")
-    add("--stop-in-cell", type=int, metavar="N", help="cell: SIGKILL as soon as the Nth run logs a step")
+    add("--stop-in-cell", type=int, metavar="N", help="cell: SIGKILL as soon as the Nth run logs a new step")
     add(
         "--stop-at",
         type=int,
@@ -107,8 +107,13 @@ def run_stage(options: argparse.Namespace) -> int:
     if options.stage == "cell":
         if options.kill_at and not (options.out / "cell_1.log").exists():
             execute(options, "cell_1", train, work, stop=lambda: max(steps_reached(work), default=0) >= options.kill_at)
-        cells = options.stop_in_cell or 10**9
-        return execute(options, "cell_2", train, work, stop=lambda: len(steps_reached(work)) >= cells)
+        cells, before = options.stop_in_cell or 10**9, sum(steps_reached(work))
+
+        def stop() -> bool:  # not on what the command found when it was repeated
+            reached = steps_reached(work)
+            return len(reached) >= cells and sum(reached) > before
+
+        return execute(options, "cell_2", train, work, stop=stop)
     if options.stage == "undisturbed":
         return execute(
             options, "undisturbed", train, work, stop=lambda: last_hashed(hashes) >= (options.stop_at or 10**9)

@@ -120,13 +120,18 @@ def _without_effect(overrides: Sequence[str]) -> Iterator[str]:
     """Yield a problem for each override that Hydra accepts although it does not do what it says."""
     for override in parse(overrides):
         text, key = override.input_line, override.key_or_group
-        if override.is_hydra_override():
+        if override.is_hydra_override() and key != "hydra":
             continue
         if override.is_delete():  # the value would fall back to the schema's default, not to that of conf/
             if not re.fullmatch(r"eval\.tasks\.[^.]+", key) and override.package is None:
                 yield f"{text}: only a task can be deleted, ~eval.tasks.NAME; set {key} to another value"
-        elif override.value() is None and is_dataclass(get_type_hints(Config).get(key)):
-            yield f"{text}: choose an option of this group, {key}=OPTION (--help lists them)"
+        elif isinstance(override.value(), int | float | list | None) and (
+            key == "hydra" or is_dataclass(get_type_hints(Config).get(key))
+        ):
+            choose = f"choose an option of this group, {key}=OPTION (--help lists them)"
+            seed = "; one seed for all random choices: seed=NUMBER" if key == "seeds" else ""
+            values = f"a group of keys, not a value; set {key}.KEY=VALUE{seed}"
+            yield f"{text}: {choose if key in GROUPS else values}"
         elif override.value() == {}:
             yield f"{text}: an empty dict changes nothing; name the keys to change, or delete a task: ~eval.tasks.NAME"
 

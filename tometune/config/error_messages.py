@@ -20,7 +20,9 @@ WRONG_VALUES = {
     "not a valid bool": "not true or false",
     "to string": "not a text",
     "is not a ListConfig": "not a list; write {key}=[a,b]",
-    "is not a subclass of": "a group of keys, not a value; set {key}.KEY=VALUE",
+    **dict.fromkeys(
+        ("is not a subclass of", "Cannot merge DictConfig with"), "a group of keys, not a value; set {key}.KEY=VALUE"
+    ),
 }
 """Parts of OmegaConf's messages, and what we write instead."""
 
@@ -109,13 +111,13 @@ def _wrong_key(error: OmegaConfBaseException, key: str, override: str) -> str:
         if found := re.search(r"expected one of \[(.*)\]", text):
             return f"{key}={value}: one of {found[1]}{did_you_mean(str(value), found[1].split(', '))}"
         ours = next((ours for part, ours in WRONG_VALUES.items() if part in text), text)
-        seed = f"; a seed for all random choices: seed={value}" if key == "seeds" and type(value) is int else ""
-        return f"{key}={value}: {ours.replace('{key}', key)}{seed}"
+        return f"{key}={value}: {ours.replace('{key}', key)}"
     if found := re.search(r"Interpolation key '(.*)' not found", text):
         return f"{key}: refers to ${{{found[1]}}}; {unknown_key(found[1])}"
     if found := re.search(r"Environment variable '(.*)' not found", text):
         return f"{key}: refers to the environment variable {found[1]}, which is not set; set it"
-    return f"{override}: {text}"
+    ours = next((ours for part, ours in WRONG_VALUES.items() if part in text and not override.startswith("+")), text)
+    return f"{override}: {ours.replace('{key}', key)}"
 
 
 def unknown_key(key: str, siblings: Sequence[str] = ()) -> str:
