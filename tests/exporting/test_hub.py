@@ -95,7 +95,10 @@ def test_files_of_several_quants_do_not_hide_each_other(tmp_path):
         own = folder.name
         for name, text in {"run.json": "{}", "gate.json": own, "Modelfile": own, f"{own}.gguf": ""}.items():
             (folder / name).write_text(text)
+        (folder / "templates").mkdir()
+        (folder / "templates" / "tools.jinja").write_text(own)
     found = files_of(folders)
     several = {"gate.json", "gate-q4_k_m.json", "Modelfile", "Modelfile-q4_k_m", "gguf-q8_0.gguf", "gguf-q4_k_m.gguf"}
-    assert set(found) == {"run.json", *several}
+    below = {"templates/tools.jinja", "templates/tools-q4_k_m.jinja"}
+    assert set(found) == {"run.json", *several, *below}
     assert found["gate-q4_k_m.json"].samefile(folders[1] / "gate.json")

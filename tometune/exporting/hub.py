@@ -97,17 +97,17 @@ def push(folders: Sequence[Path], text: str, repository: str, private: bool) -> 
 
 
 def files_of(folders: Sequence[Path]) -> dict[str, Path]:
-    """Return the files of folders, without their cards, by their names in the repository.
+    """Return the files of folders and of folders in them, without their cards, by their names in the repository.
 
     Equal files are uploaded once. Others of the same name, such as the gate.json of each quant, get the last part of
     their folder's name from the second folder on: `gate-q4_k_m.json`.
     """
     files: dict[str, Path] = {}
     for folder in folders:
-        for path in sorted(file for file in folder.iterdir() if file.is_file() and file.name != CARD):
-            name = path.name
+        for path in sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / CARD):
+            name = path.relative_to(folder).as_posix()
             if name in files and files[name].read_bytes() != path.read_bytes():
-                name = f"{path.stem}-{folder.name.rpartition('-')[2]}{path.suffix}"
+                name = f"{name.removesuffix(path.suffix)}-{folder.name.rpartition('-')[2]}{path.suffix}"
             files.setdefault(name, path)
     return files
 
