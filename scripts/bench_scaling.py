@@ -39,7 +39,7 @@ def main() -> None:
     """Measure part after part, write, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--gpus", default="1,2", help="numbers of GPUs, the first is what the others are compared with")
+    add("--gpus", default="1,2", help="numbers of GPUs; the smallest is what the others are compared with")
     add("--base", type=Path, help="parquet file of conversations (default: Python's documentation)")
     add("--pool", type=Path, help="parquet file that two thirds of the rows are drawn from")
     add("--rows", type=int, default=12_000, help="conversations of the trainings; at least 3,000")
@@ -75,7 +75,7 @@ class Scaling:
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options, self.folder = options, folder
-        self.gpus = [int(number) for number in options.gpus.split(",")]
+        self.gpus = sorted({int(number) for number in options.gpus.split(",")})
         settings = {"base": options.base, "pool": options.pool, "rows": 3000}  # the smallest of the sweep's mixes
         self.data = [each for each in data_overrides(settings) if not each.startswith("data.rows=")]
         folder.mkdir(parents=True, exist_ok=True)

@@ -202,7 +202,7 @@ def run_two(place: Workplace, outputs: str, *overrides: str) -> Path:
 @pytest.mark.parametrize("way", ["graph", "nf4", "eager", "padded", "full"])
 def test_two_gpus_learn_what_one_does_and_give_the_same_bytes(place, model, tmp_path, way):
     """Each with a cache of its own, so that none copies the base model's answers."""
-    command = (f"model.id={model}", *WAYS[way], "eval.base=true")
+    command = (f"model.id={model}", *WAYS[way], "eval.base=true", "eval.batch_size=2", "trainer.micro_batch=2")
     one = run(place, f"{way}-one", *command, f"paths.cache={tmp_path / 'one'}")
     both, again = (
         run_two(place, f"{way}-{name}", *command, f"paths.cache={tmp_path / name}") for name in ("both", "again")

@@ -57,14 +57,14 @@ def test_gradients_are_summed_and_an_error_in_one_process_is_raised_in_all(place
     assert sorted(done.stdout.split("\n")) == ["", "0 raised", "1 raised"]
 
 
-def start(place: Workplace, *overrides: str) -> "subprocess.Popen[str]":
-    command = [*TORCHRUN, "-m", "tometune.train", *RUN, "trainer.micro_batch=1", *overrides]
+def start(place: Workplace, *overrides: str, module: str = "tometune.train", **env: str) -> "subprocess.Popen[str]":
+    command = [*TORCHRUN, "-m", module, *RUN, "trainer.micro_batch=1", *overrides]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=place.env, cwd=place.folder, text=True, **pipes)
+    return subprocess.Popen(command, env=place.env | env, cwd=place.folder, text=True, **pipes)
 
 
-def run_two(place: Workplace, outputs: str, *overrides: str) -> tuple[Path, str, str]:
-    process = start(place, *overrides, f"paths.outputs={outputs}")
+def run_two(place: Workplace, outputs: str, *overrides: str, **start_with: str) -> tuple[Path, str, str]:
+    process = start(place, *overrides, f"paths.outputs={outputs}", **start_with)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     return place.run_folder(outputs), out, err
@@ -156,6 +156,23 @@ def test_every_weight_in_two_processes(place):
     assert_same_losses(both, one)
     assert record_of(both)["train"]["kind"] == "full"
     assert (both / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.nightly
+def test_two_processes_with_passes_of_their_own_do_what_one_does(place):
+    """Two passes per step and process; also if one of them cannot capture it: both then train without."""
+    packs = ("trainer.packing=true", "trainer.conversations_per_step=null", "trainer.tokens_per_step=512")
+    one = run_one(place, "packs", *packs, "eval.base=false")
+    for fail in ("", "1"):
+        env = {"module": "tests.with_passes", "PYTHONPATH": str(Path(__file__).parents[2]), "PASSES_FAIL": fail}
+        both, _, err = run_two(place, f"passes{fail}", *packs, "eval.base=false", **env)
+        assert_same_losses(both, one)
+        assert err.count("CUDA graph off: made up") == len(fail)
+        assert norms_of(both) == pytest.approx(norms_of(one), rel=1e-3)
+
+
+def norms_of(run: Path) -> list[float]:
+    return [json.loads(line)["grad_norm"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.nightly

@@ -199,7 +199,7 @@ def test_steps_around_a_pass_train_alike_and_do_not_go_through_the_model(train, 
     """A graph of a small model is over before Python has visited all its modules a few times."""
     config = settings(**packs(96, 4) | {"max_steps": 4, "num_train_epochs": 9, "micro_batch": micro_batch})
     expected = train(tmp_path / "without", config)
-    inner, passes, visits = Trainer._run_epoch, [0], []
+    inner, visits, passes = Trainer._run_epoch, list[str](), list[bool]()
     post_init, named_modules = Training.__post_init__, torch.nn.Module.named_modules
 
     def by_lengths(training: Training) -> None:
@@ -209,7 +209,12 @@ def test_steps_around_a_pass_train_alike_and_do_not_go_through_the_model(train, 
     def passes_of(training: Training, rows: int) -> PassGraph:
         graph = PassGraph(training.model, 96 * rows, 96, Capacity(40, 96 * rows), capture=False)
         run = graph._pass
-        graph._pass = lambda: passes.append(run())  # type: ignore[assignment, method-assign, func-returns-value]
+
+        def watched() -> None:
+            passes.append(layers_of(training.model)[0].mlp.training)  # in the base model
+            run()
+
+        graph._pass = watched  # type: ignore[method-assign]
         return graph
 
     def counted(self: torch.nn.Module, *arguments: Any, **keywords: Any) -> Any:
@@ -229,7 +234,7 @@ def test_steps_around_a_pass_train_alike_and_do_not_go_through_the_model(train, 
     monkeypatch.setattr(sft, "graph_for", passes_of)
     monkeypatch.setattr(Trainer, "_run_epoch", run_epoch)
     fitted = train(tmp_path / "with", config)
-    assert len(passes) - 1 == 4 * 4 // micro_batch
+    assert passes == [True] * (4 * 4 // micro_batch)
     assert fitted.losses == pytest.approx(expected.losses, abs=1e-5)
     norms = [[line["grad_norm"] for line in each.curve] for each in (fitted, expected)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)

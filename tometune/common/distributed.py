@@ -92,6 +92,8 @@ def gather(values: list[Found]) -> list[Found]:
 
 def by_all(action: Callable[[], Found]) -> Found:
     """Call a function in every process, and return its result. If it fails in one process, all raise that error."""
+    if processes() == 1:
+        return action()
     found, error = list[Found](), None
     try:
         found.append(action())
@@ -102,12 +104,21 @@ def by_all(action: Callable[[], Found]) -> Found:
     return found[0]
 
 
+def share_weights(weights: list["nn.Parameter"]) -> None:
+    """Give the weights of the first process to all."""
+    if processes() > 1:
+        from torch import distributed
+
+        for weight in weights:
+            distributed.broadcast(weight.data, src=0)
+
+
 def sum_gradients(weights: list["nn.Parameter"]) -> None:
     """Add the gradients of all processes, in every process, as one tensor. Each weight needs a gradient."""
     import torch
     from torch import distributed
 
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    gradients: list[Any] = [weight.grad for weight in weights]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
     parts = flat.split([gradient.numel() for gradient in gradients])

@@ -13,6 +13,7 @@ from tometune.common.errors import ConfigError, UserError, chain_of, did_you_mea
 from tometune.config.aliases import keys_of
 from tometune.config.root import conf_dir, setting_keys
 
+KEYS = "a group of keys, not a value; set {key}.KEY=VALUE"
 WRONG_VALUES = {
     "is not Optional": "must not be null",
     "converted to Integer": "not an integer",
@@ -20,9 +21,8 @@ WRONG_VALUES = {
     "not a valid bool": "not true or false",
     "to string": "not a text",
     "is not a ListConfig": "not a list; write {key}=[a,b]",
-    **dict.fromkeys(
-        ("is not a subclass of", "Cannot merge DictConfig with"), "a group of keys, not a value; set {key}.KEY=VALUE"
-    ),
+    "is not a subclass of": KEYS,
+    "Cannot merge DictConfig with": KEYS,
 }
 """Parts of OmegaConf's messages, and what we write instead."""
 
@@ -104,20 +104,19 @@ def _missing_option(error: MissingConfigException) -> str:
 
 def _wrong_key(error: OmegaConfBaseException, key: str, override: str) -> str:
     text = str(error.msg or error).splitlines()[0]
+    ours = next((ours for part, ours in WRONG_VALUES.items() if part in text), text).replace("{key}", key)
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         return unknown_key(key, list(error.parent_node or {}))
     if isinstance(error, ValidationError) and not override.startswith("+"):
         value = "null" if error.value is None else error.value
         if found := re.search(r"expected one of \[(.*)\]", text):
             return f"{key}={value}: one of {found[1]}{did_you_mean(str(value), found[1].split(', '))}"
-        ours = next((ours for part, ours in WRONG_VALUES.items() if part in text), text)
-        return f"{key}={value}: {ours.replace('{key}', key)}"
+        return f"{key}={value}: {ours}"
     if found := re.search(r"Interpolation key '(.*)' not found", text):
         return f"{key}: refers to ${{{found[1]}}}; {unknown_key(found[1])}"
     if found := re.search(r"Environment variable '(.*)' not found", text):
         return f"{key}: refers to the environment variable {found[1]}, which is not set; set it"
-    ours = next((ours for part, ours in WRONG_VALUES.items() if part in text and not override.startswith("+")), text)
-    return f"{override}: {ours.replace('{key}', key)}"
+    return f"{override}: {text if override.startswith('+') else ours}"
 
 
 def unknown_key(key: str, siblings: Sequence[str] = ()) -> str:

@@ -52,13 +52,10 @@ class Generations:
 def share(order: list[int], batch_size: int) -> list[int]:
     """Return the prompts that this process answers: whole batches, as one process would answer them.
 
-    In 16 bits an answer depends on the size of its batch, because products of other shapes round differently. If there
-    are fewer batches than processes, they are divided all the same.
+    In 16 bits an answer depends on the size of its batch, because products of other shapes round differently.
     """
-    starts = range(0, len(order), batch_size)
-    if len(starts) < processes():
-        return order[rank() :: processes()]
-    return [index for start in starts[rank() :: processes()] for index in order[start : start + batch_size]]
+    starts = range(0, len(order), batch_size)[rank() :: processes()]
+    return [index for start in starts for index in order[start : start + batch_size]]
 
 
 def generate(

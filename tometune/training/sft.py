@@ -109,6 +109,8 @@ def _start_again(training: Training, fresh: dict[str, torch.Tensor]) -> None:
     """
     forget_inputs(training.model)
     free_memory()
+    # A mark of accelerate. With it, the next trainer would not connect the model of several processes.
+    vars(training.model).pop("_is_accelerate_prepared", None)
     if not training.full:
         training.model.load_state_dict(fresh, strict=False)
     elif last_checkpoint(training.checkpoints) is None:

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
-from tometune.common.distributed import gather, is_first, sum_gradients
+from tometune.common.distributed import gather, is_first, share_weights, sum_gradients
 from tometune.common.files import disk_errors, sync_folder
 from tometune.common.progress import Bar
 from tometune.data.encoder import IGNORE
@@ -153,8 +153,6 @@ class MeteredTrainer(SFTTrainer):
         self.trained_tokens.append(self.meter.count(inputs, sum_over, padded, blank))
         if self.graph is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        if not self.model.training:
-            self.model.train()
         loss = self.graph(self._prepare_inputs(inputs), num_items_in_batch)
         if self.args.world_size == 1:
             return loss
@@ -172,6 +170,8 @@ class MeteredTrainer(SFTTrainer):
         """Run one forward and backward pass over rows outside of the training loop, to see how much memory it takes."""
         if self.args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Processes try different sizes, so none may wait for another one; TRL's counts do not matter here.
+        self.accelerator.gather_for_metrics = lambda counts: counts
         try:
             self.model.train()
             inputs = self._prepare_inputs(self.data_collator(rows))
@@ -283,7 +283,9 @@ class MeteredTrainer(SFTTrainer):
             self.control.should_training_stop = True
             return
         if self.graph is not None:
+            self.model.train()
             model = nn.ParameterList(self.graph.weights)
+            share_weights(self.graph.weights)
         super()._run_epoch(model, *arguments, **keywords)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002 -- transformers' method
