@@ -152,6 +152,14 @@ def test_names_of_repositories(llama):
         check_push(llama, "me/tuned", ["gguf"], True)
 
 
+def test_a_run_without_scores_of_the_base_model_has_a_card(llama):
+    del llama.record["eval"]["base"]
+    text = card(llama, "gguf", [("q4_k_m", GATE)], "me/Llama-x")
+    assert "held-out examples, for the tuned model of this run:" in text
+    assert "| qa | 24 | – | 0.400 | – | 0.200 | – | 0.300 |" in text
+    assert "| mean of tasks | | – | 0.400 |" in text
+
+
 @pytest.mark.parametrize(
     ("name", "licence"),
     [
