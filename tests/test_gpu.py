@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from tests.whole import Workplace, curve_of, record_of
+from tests.whole import TORCHRUN, Workplace, curve_of, record_of
 from tometune.models.machine import unsloth_installed
 from tometune.models.source import tiny_folder
 
@@ -182,7 +182,6 @@ def test_a_chat_with_a_seed_gives_the_same_answers(place, model):
     assert saved[0] != saved[2]
 
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 

@@ -19,6 +19,9 @@ LOGGED = re.compile(r"task \w+: |\d+ rows |data\.\w+: \d|data\.\w+: .*revision")
 """Lines of the log that may stand before an error."""
 
 SERVER = Path(__file__).with_name("fork_server.py")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+"""Starts a module in two processes."""
+
 Done = subprocess.CompletedProcess[str]
 Moment = tuple[str, int, str]
 """A function as `module:name`, the number of its call, and the signal that comes then, or the error from then on."""

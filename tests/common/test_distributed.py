@@ -3,14 +3,13 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.whole import Workplace, adapter_of, curve_of, record_of, scores_of
+from tests.whole import TORCHRUN, Workplace, adapter_of, curve_of, record_of, scores_of
 
 pytestmark = pytest.mark.whole
 
@@ -18,7 +17,6 @@ RUN = (
     *("+experiment=smoke", "~eval.tasks.summarisation", "~eval.tasks.data_to_text", "data.rows=128"),
     *("trainer.learning_rate=1e-2", "trainer.max_steps=29", "trainer.save_steps=10"),
 )
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 HELPERS = """
 import torch
