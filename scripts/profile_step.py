@@ -1,0 +1,140 @@
+"""Profile some steps of a training: GPU time by kind of kernel, the GPU's idle share, and where Python spends its time.
+
+python scripts/profile_step.py FILE.json --from 60 --steps 4 model=smollm2_135m data=files_100k …
+torchrun --nproc-per-node 2 scripts/profile_step.py FILE.json --from 60 --steps 4 model=smollm2_135m …
+
+All other arguments are overrides of `tometune.train`. Kernels are recorded during `--steps` steps, and Python's
+functions during as many after them, because that slows Python down. With several processes the first one writes.
+"""
+
+import argparse
+import cProfile
+import json
+import os
+import pstats
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from tometune.train import main as train
+from tometune.training.trainer import StepCallback
+
+KINDS = {
+    "communication": r"nccl",
+    "expanding 4 bits": r"dequant",
+    "attention": r"flex_attention|flash|fmha",
+    "matrix products": r"nvjet|gemm|cutlass|xmma|triton_tem",
+    "fused by the compiler": r"^triton_",
+}
+"""Patterns of kernel names, of which the first that matches counts."""
+OTHER = "elementwise, copies, optimiser"
+
+FUNCTIONS = 40
+
+
+class Profiler:
+    """Counts steps; returns what was recorded once both recordings have ended."""
+
+    def __init__(self, first: int, steps: int) -> None:
+        self.first, self.steps, self.found = first, steps, dict[str, Any]()
+        self._gpu = torch.cuda.is_available()
+        self._kernels: Any = None
+        self._python = cProfile.Profile()
+        self._since = 0.0
+
+    def step(self, done: int) -> None:
+        """Take note that so many steps are done."""
+        if done == self.first:
+            self._wait()
+            self._kernels = profile(activities=[ProfilerActivity.CUDA if self._gpu else ProfilerActivity.CPU])
+            self._kernels.__enter__()
+            self._since = time.perf_counter()
+        elif done == self.first + self.steps:
+            self._wait()
+            seconds = time.perf_counter() - self._since
+            self._kernels.__exit__(None, None, None)
+            self.found = summary(self._kernels.events(), seconds, self.steps, self._gpu)
+            self._since = time.perf_counter()
+            self._python.enable()
+        elif done == self.first + 2 * self.steps:
+            self._python.disable()
+            self.found["python"] = functions(self._python, self.steps)
+
+    def _wait(self) -> None:
+        if self._gpu:
+            torch.cuda.synchronize()
+
+
+def summary(events: Any, seconds: float, steps: int, gpu: bool) -> dict[str, Any]:
+    """Return milliseconds per step by kind and by kernel, and the share of the time in which no kernel ran."""
+    kernels: dict[str, list[float]] = {}
+    spans = []
+    for event in events:
+        if gpu and event.device_type is not torch.autograd.DeviceType.CUDA:
+            continue
+        start, end = event.time_range.start, event.time_range.end  # microseconds
+        kernels.setdefault(event.name, []).append((end - start) / 1e3)
+        spans.append((start, end))
+    busy, until = 0.0, 0.0
+    for start, end in sorted(spans):  # kernels of several streams may overlap
+        busy += max(0.0, end - max(start, until)) / 1e3
+        until = max(until, end)
+    by_kind: dict[str, float] = {}
+    for name, times in kernels.items():
+        kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, name, re.IGNORECASE)), OTHER)
+        by_kind[kind] = by_kind.get(kind, 0) + sum(times) / steps
+    longest = sorted(kernels.items(), key=lambda item: -sum(item[1]))[:FUNCTIONS]
+    return {
+        "ms_per_step": round(seconds * 1e3 / steps, 2),
+        "busy_ms_per_step": round(busy / steps, 2),
+        "idle_share": round(1 - busy / (seconds * 1e3), 4),
+        "by_kind": {kind: round(time, 2) for kind, time in sorted(by_kind.items(), key=lambda item: -item[1])},
+        "kernels": [[name[:100], round(sum(times) / steps, 2), len(times) // steps] for name, times in longest],
+    }
+
+
+def functions(profiler: cProfile.Profile, steps: int) -> list[list[Any]]:
+    """Return the functions with most time of their own: name, ms per step, calls, and ms with what they called."""
+    stats: Any = pstats.Stats(profiler)
+    rows = sorted(stats.stats.items(), key=lambda item: -item[1][2])[:FUNCTIONS]
+    place = re.compile(r".*/(?:site-packages/|site/|repo\d*/)?")
+
+    def ms(seconds: float) -> float:
+        return round(seconds * 1e3 / steps, 2)
+
+    return [
+        [f"{place.sub('', file)}:{line} {name}", ms(own), calls // steps, ms(whole)]
+        for (file, line, name), (_, calls, own, whole, _) in rows
+    ]
+
+
+def main() -> None:
+    """Train with a profiler that listens to the steps, and write what it found."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--from", dest="first", type=int, default=60, help="the last step before the recording")
+    parser.add_argument("--steps", type=int, default=4)
+    options, overrides = parser.parse_known_args()
+    file = options.file.resolve()
+    profiler, as_before = Profiler(options.first, options.steps), StepCallback.on_step_end
+
+    def on_step_end(self: StepCallback, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        as_before(self, args, state, control, **keywords)
+        profiler.step(state.global_step)
+
+    StepCallback.on_step_end = on_step_end  # type: ignore[method-assign,assignment]
+    sys.argv = ["tometune.train", *overrides]
+    try:
+        train()
+    finally:
+        if os.environ.get("RANK", "0") == "0":
+            file.write_text(json.dumps(profiler.found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
