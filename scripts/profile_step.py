@@ -75,7 +75,7 @@ def summary(events: Any, seconds: float, steps: int, gpu: bool) -> dict[str, Any
     kernels: dict[str, list[float]] = {}
     spans = []
     for event in events:
-        if gpu and event.device_type is not torch.autograd.DeviceType.CUDA:
+        if gpu and event.device_type != torch.autograd.DeviceType.CUDA:
             continue
         start, end = event.time_range.start, event.time_range.end  # microseconds
         kernels.setdefault(event.name, []).append((end - start) / 1e3)
