@@ -37,6 +37,11 @@ def clean_env(tmp_path: Path) -> dict[str, str]:
     return environment(tmp_path / "home")
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A workplace that the tests of a module share."""

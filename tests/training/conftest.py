@@ -92,11 +92,6 @@ Train = Callable[..., Fitted]
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
 def train(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
     """Return a function that does what the verb does with a config, from the mix to the saved adapter.
 
