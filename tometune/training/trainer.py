@@ -1,5 +1,6 @@
 """TRL's trainer: its arguments, and the trainer itself with the meter, the curves and complete checkpoints."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ from tometune.training.batches import FullBatches, RowsAndBlank, Training
 from tometune.training.checkpoints import SAVING
 from tometune.training.cuda_graph import PassGraph
 from tometune.training.metrics import Curves, Meter
-from tometune.training.steps import Step, epochs_after
+from tometune.training.steps import Step
 
 PER_TOKEN = ("entropy", "mean_token_accuracy")  # metrics of TRL that are means over tokens with a label
 
@@ -112,8 +113,8 @@ class MeteredTrainer(SFTTrainer):
         curves: Curves,
         fused_loss: bool,
         graph: PassGraph | None,
-        loss_rows: Sequence[dict[str, Any]] = (),
-        kernel: str | None = None,
+        loss_rows: Sequence[dict[str, Any]],
+        kernel: str | None,
         **keywords: Any,
     ) -> None:
         """`kernel` is the attention without the graph, if there is one."""
@@ -231,9 +232,10 @@ class MeteredTrainer(SFTTrainer):
     @property
     def epochs(self) -> float:
         """Passes over the rows so far. That of transformers depends on the micro-batch."""
-        arguments = self.args
-        per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-        return epochs_after(self.state.global_step, per_step, len(self.train_dataset))
+        rows = len(self.train_dataset)
+        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        whole, rest = divmod(self.state.global_step, math.ceil(rows / per_step))  # an epoch's last step may have fewer
+        return whole + rest * per_step / rows
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a whole checkpoint or none, with the meter and the curves, without TRL's model card.
