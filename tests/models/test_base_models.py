@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.conftest import Run
 from tests.models.conftest import TINY
 from tometune.config.model import LoraConfig, Weights
 from tometune.evaluation.engines.ragged import ragged_attention
@@ -114,23 +113,3 @@ def test_an_error_while_keeping_does_not_fail_the_finished_run(models, source, c
     models.keep(SimpleNamespace())
     assert "the next run loads its model again (AttributeError: " in caplog.text
     assert models.load(source) is not first
-
-
-@pytest.mark.whole
-def test_a_later_run_is_the_same_as_one_alone(run_verb: Run, tmp_path):
-    """Also after TRL's trainer, which patches the model's forward pass and changes its configs."""
-    words = ["-m", "+experiment=smoke", "trainer.max_steps=2", f"paths.multirun={tmp_path}"]
-    both = run_verb("train", *words, "sweep.name=both", "seed=0,1")
-    assert both.stderr.count("is loaded already") == 1, both.stderr
-    alone = run_verb("train", *words, "sweep.name=alone", "seed=1")
-    assert "is loaded already" not in alone.stderr, alone.stderr
-    one, other = (
-        {
-            str(path.relative_to(run)): path.read_bytes()
-            for pattern in ("adapter/*.safetensors", "eval/tuned/*.jsonl")
-            for path in run.glob(pattern)
-        }
-        for run in (next((tmp_path / name).glob("*-s1-*")) for name in ("both", "alone"))
-    )
-    assert one == other
-    assert len(one) > 1, "the adapter and scores"

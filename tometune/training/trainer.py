@@ -121,8 +121,7 @@ class MeteredTrainer(SFTTrainer):
         super().__init__(**keywords)
         self.loss_rows, self.kernel = loss_rows, kernel
         self.meter, self.curves, self.fused_loss, self.graph = curves.meter, curves, fused_loss, graph
-        self.trained_tokens: list[torch.Tensor] = []
-        """Of each pass since the last log, over all processes."""
+        self.trained_tokens: list[torch.Tensor] = []  # of each pass since the last log, over all processes
         # TRL sums token counts with `gather_for_metrics`, which drops some processes' counts in an epoch's last step.
         self.accelerator.gather_for_metrics = self.accelerator.gather
         if graph is not None:
@@ -305,8 +304,7 @@ class StepCallback(TrainerCallback):
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
-        self.signal = 0
-        """Number of the signal that was received; 0 if none."""
+        self.signal = 0  # number of the signal that was received
         self.bar = Bar("training", None)
         self.loss = ""
 
