@@ -91,7 +91,9 @@ def test_what_comes_before_a_run_imports_no_torch():
         "from tometune.models.source import fingerprint\n"
         "fingerprint(ModelConfig(revision='c' * 40))\n"
         "with base_models.shared():\n"
-        "    sys.platform == 'linux' and auto_precision()\n"  # elsewhere torch is asked
+        "    pass\n"
+        "if sys.platform == 'linux':\n"  # elsewhere torch is asked
+        "    auto_precision()\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
