@@ -231,9 +231,10 @@ class MeteredTrainer(SFTTrainer):
     @property
     def epochs(self) -> float:
         """Passes over the rows so far. That of transformers depends on the micro-batch."""
-        rows = len(self.train_dataset)
-        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        whole, rest = divmod(self.state.global_step, math.ceil(rows / per_step))  # an epoch's last step may have fewer
+        arguments, rows = self.args, len(self.train_dataset)
+        per_step: int = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        # The last step of an epoch may have fewer rows.
+        whole, rest = divmod(int(self.state.global_step), math.ceil(rows / per_step))
         return whole + rest * per_step / rows
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
