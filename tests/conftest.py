@@ -1,6 +1,7 @@
 """Fixtures shared by all rooms: a clean environment, a hub on localhost, verbs in processes of their own."""
 
 import gc
+import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,9 @@ import pytest
 from tests.hub import Hub
 from tests.whole import Done, Workplace, environment
 from tests.whole import run_python as run_in
+
+# Before torch is imported. With as many workers as cores, threads that wait for each other take several times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:  # in the background or under nohup; processes of tests inherit it
@@ -35,6 +39,11 @@ def pytest_collection_finish() -> None:
 @pytest.fixture
 def clean_env(tmp_path: Path) -> dict[str, str]:
     return environment(tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """A base model is kept between the runs of a sweep in one process, unless a run or its files changed."""
 
-import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.conftest import Run
+from tests.models.conftest import TINY
 from tometune.config.model import LoraConfig, Weights
 from tometune.evaluation.engines.ragged import ragged_attention
 from tometune.models.base_models import BaseModels
@@ -17,11 +15,6 @@ from tometune.models.load import add_adapter, load_model
 from tometune.models.packed_attention import PER_CONVERSATION, training_attention
 from tometune.models.source import locate
 from tometune.training.cuda_graph import compiled_layers
-
-
-@pytest.fixture
-def source(tiny_config, cache):
-    return locate(tiny_config, cache)
 
 
 @pytest.fixture
@@ -56,30 +49,6 @@ def test_nothing_is_kept_outside_of_a_sweep(source):
     assert models.load(source) is not first
 
 
-def change_weight(model):
-    model.model.layers[0].mlp.up_proj.weight.data += 1
-
-
-def change_buffer(model):
-    model.model.rotary_emb.inv_freq[0] = 2
-
-
-def change_attribute(model):
-    model.model.layers[0].self_attn.scaling = 0.5
-
-
-def change_attention(model):
-    model.config._attn_implementation = "eager"
-
-
-def change_config(model):
-    model.config.rms_norm_eps = 0.1
-
-
-def add_backward_hook(model):
-    model.model.layers[0].mlp.up_proj.register_full_backward_hook(print)
-
-
 @contextmanager
 def hooked(model):
     model.get_base_model().model.layers[0].mlp.register_forward_hook(print)
@@ -106,13 +75,17 @@ def test_training_and_answering_leave_no_trace(models, source, used):
     assert not first.is_gradient_checkpointing
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        *(change_weight, change_buffer, change_attribute, change_attention, change_config),
-        add_backward_hook,
-    ],
-)
+CHANGES = {
+    "a weight": lambda model: model.model.layers[0].mlp.up_proj.weight.data.add_(1),
+    "a buffer": lambda model: model.model.rotary_emb.inv_freq[0].fill_(2),
+    "an attribute": lambda model: setattr(model.model.layers[0].self_attn, "scaling", 0.5),
+    "the attention": lambda model: setattr(model.config, "_attn_implementation", "eager"),
+    "the config": lambda model: setattr(model.config, "rms_norm_eps", 0.1),
+    "a hook": lambda model: model.model.layers[0].mlp.up_proj.register_full_backward_hook(print),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_changed_model_is_loaded_again(models, source, change, caplog):
     caplog.set_level("INFO")
     first = models.load(source)
@@ -122,9 +95,9 @@ def test_a_changed_model_is_loaded_again(models, source, change, caplog):
     assert "the run changed its base model, so a next run loads it again: " in caplog.text
 
 
-def test_a_model_whose_files_changed_is_loaded_again(models, tiny_config, source, tmp_path):
+def test_a_model_whose_files_changed_is_loaded_again(models, source, tmp_path):
     load_model(source).save_pretrained(tmp_path)
-    folder = locate(replace(tiny_config, id=str(tmp_path), weights=Weights.pretrained), tmp_path)
+    folder = locate(replace(TINY, id=str(tmp_path), weights=Weights.pretrained), tmp_path)
     first = models.load(folder)
     models.keep(first)
     assert models.load(folder) is first
@@ -140,28 +113,3 @@ def test_an_error_while_keeping_does_not_fail_the_finished_run(models, source, c
     models.keep(SimpleNamespace())
     assert "the next run loads its model again (AttributeError: " in caplog.text
     assert models.load(source) is not first
-
-
-def test_the_sweeps_own_process_imports_no_torch_for_it():
-    code = "import sys; from tometune.models.base_models import base_models\nwith base_models.shared(): pass\n"
-    subprocess.run([sys.executable, "-c", f"{code}sys.exit('torch' in sys.modules)"], check=True)
-
-
-@pytest.mark.whole
-def test_a_later_run_is_the_same_as_one_alone(run_verb: Run, tmp_path):
-    """Also after TRL's trainer, which patches the model's forward pass and changes its configs."""
-    words = ["-m", "+experiment=smoke", "trainer.max_steps=2", f"paths.multirun={tmp_path}"]
-    both = run_verb("train", *words, "sweep.name=both", "seed=0,1")
-    assert both.stderr.count("is loaded already") == 1, both.stderr
-    alone = run_verb("train", *words, "sweep.name=alone", "seed=1")
-    assert "is loaded already" not in alone.stderr, alone.stderr
-    one, other = (
-        {
-            str(path.relative_to(run)): path.read_bytes()
-            for pattern in ("adapter/*.safetensors", "eval/tuned/*.jsonl")
-            for path in run.glob(pattern)
-        }
-        for run in (next((tmp_path / name).glob("*-s1-*")) for name in ("both", "alone"))
-    )
-    assert one == other
-    assert len(one) > 1, "the adapter and scores"

@@ -49,6 +49,12 @@ def joined(x: torch.Tensor, weight: torch.Tensor, low: torch.Tensor, b: torch.Te
     return Joined.apply(x, low, b, lambda stored: stored, weight)  # type: ignore[no-any-return]
 
 
+@pytest.fixture
+def joining(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Join columns as in training on a GPU."""
+    monkeypatch.setattr(lora_rounding, "joins", lambda _: torch.is_grad_enabled())
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("bias", "autocast"), [(False, True), (True, False)])
 def test_small_changes_arrive(training, bias, autocast):
@@ -124,13 +130,12 @@ def trained(model: peft.PeftModel, autocast: bool = True) -> dict[str, torch.Ten
     return found | {"loss": loss.detach()}
 
 
-@pytest.mark.parametrize(("dropout", "bias"), [(0.0, False), (0.0, True), (0.2, True)])
-def test_layers_with_the_same_input_share_one_product(monkeypatch, dropout, bias):
-    """As in training on a GPU: the gradients of PEFT's layers in float32, with the same masks of dropout."""
+@pytest.mark.parametrize(("dropout", "bias"), [(0.0, True), (0.2, True)])
+def test_layers_with_the_same_input_share_one_product(joining, monkeypatch, dropout, bias):
+    """The gradients of PEFT's layers in float32, with the same masks of dropout."""
     model = decoder(dropout, bias)
     expected = trained(copy.deepcopy(model).float(), autocast=False)
     round_once(model)
-    monkeypatch.setattr(lora_rounding, "joins", lambda _: torch.is_grad_enabled())
     products, apply = [], Joined.apply
     monkeypatch.setattr(Joined, "apply", lambda *given: products.append(given[0].shape) or apply(*given))
     found = trained(model)
@@ -143,12 +148,11 @@ def test_layers_with_the_same_input_share_one_product(monkeypatch, dropout, bias
     assert not any(layer.siblings._outputs for layer in layers), "outputs would stay in memory"
 
 
-def test_products_in_fp8_learn_nearly_the_same(monkeypatch):
+def test_products_in_fp8_learn_nearly_the_same(joining):
     """The gradients are those of PEFT's layers in float32 but for the rounding to 4 significant bits."""
     model = decoder(0.0, bias=True)
     expected = trained(copy.deepcopy(model).float(), autocast=False)
     round_once(model)
-    monkeypatch.setattr(lora_rounding, "joins", lambda _: torch.is_grad_enabled())
     in_16_bits = trained(model)
     with fp8_products(model):
         found = trained(model)
@@ -189,11 +193,10 @@ def test_a_size_that_fp8_cannot_multiply_is_refused():
         pass
 
 
-def test_an_interrupted_pass_is_forgotten(monkeypatch):
+def test_an_interrupted_pass_is_forgotten(joining, monkeypatch):
     """Otherwise the memory of its activations is not freed."""
     model = decoder(0.0, bias=False)
     round_once(model)
-    monkeypatch.setattr(lora_rounding, "joins", lambda _: torch.is_grad_enabled())
     mlp = model.get_base_model().model.layers[0].mlp
     monkeypatch.setattr(mlp.act_fn, "forward", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -204,14 +207,13 @@ def test_an_interrupted_pass_is_forgotten(monkeypatch):
     assert mlp.gate_proj.siblings._input is None
 
 
-def test_siblings_called_in_another_order_or_alone_give_their_own_output(monkeypatch):
+def test_siblings_called_in_another_order_or_alone_give_their_own_output(joining):
     model = decoder(0.0, bias=False)
     attention = model.get_base_model().model.layers[0].self_attn
     x = torch.randn(2, 3, 64).bfloat16()
     names = ("q_proj", "k_proj", "v_proj")
     expected = {name: getattr(attention, name)(x) for name in names}
     round_once(model)
-    monkeypatch.setattr(lora_rounding, "joins", lambda _: torch.is_grad_enabled())
     for order in ((2, 1, 0), (0, 1, 2), (1,), (0, 2), (0, 0, 2, 1)):
         for name in (names[place] for place in order):
             found = getattr(attention, name)(x)

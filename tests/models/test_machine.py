@@ -2,8 +2,6 @@
 
 import dataclasses
 import logging
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -62,29 +60,16 @@ def test_auto_chooses_the_backend_that_suits_the_gpu(monkeypatch, capability, in
     assert machine.resolve_backend(dataclasses.replace(model, backend=Backend.unsloth)) == "unsloth"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is about the CPU")
-def test_this_cpu_as_torch_sees_it():
+def test_this_machine_as_torch_sees_it():
     capabilities = torch.cpu.get_capabilities()
     assert machine.cpu_has_bf16() == any(capabilities.get(name, False) for name in machine.CPU_FLAGS)
-    assert machine.gpu_capability() is None
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="is about the GPU")
-def test_this_gpu_as_torch_sees_it():
-    assert machine.gpu_capability() == torch.cuda.get_device_capability()
-
-
-def test_it_imports_no_torch():
-    code = "import sys; from tometune.models.machine import auto_precision as p; p(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == (0 if sys.platform == "linux" else 1)
+    assert machine.gpu_capability() == (torch.cuda.get_device_capability() if torch.cuda.is_available() else None)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({}, "need an NVIDIA GPU, none was found; on this machine: tometune train"),
         ({"quantization": Quantization.none}, "need an NVIDIA GPU"),  # the id's weights are stored in 4 bits
         ({"id": "x", "quantization": Quantization.none, "precision": Precision.fp16}, "model.precision=fp16"),
     ],

@@ -85,15 +85,6 @@ def test_blocks_hold_all_that_a_conversation_may_see_and_the_mask_is_changed_in_
     assert torch.equal(read.bool(), needed), "a block that nobody sees costs time"
 
 
-def test_the_models_own_attention_comes_back():
-    small = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=16)
-    model = LlamaForCausalLM(small)
-    before = model.config._attn_implementation
-    with training_attention(model, VARLEN):
-        assert model.config._attn_implementation == VARLEN
-    assert model.config._attn_implementation == before
-
-
 def test_float32_weights_under_autocast_reach_the_kernel_in_16_bits(monkeypatch):
     """Rotary embeddings make float32 of queries and keys, and autocast does not know the kernel."""
     seen: list[torch.dtype] = []

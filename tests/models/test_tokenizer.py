@@ -7,7 +7,7 @@ import pytest
 
 from tometune.common.errors import UserError
 from tometune.config.model import ModelConfig, Quantization
-from tometune.models.source import locate
+from tometune.models.source import ModelSource, locate
 from tometune.models.tokenizer import load_tokenizer, pin_date
 
 DATED = (
@@ -18,9 +18,7 @@ DATED = (
 
 
 @pytest.fixture
-def reloaded(tiny_config: ModelConfig, cache: Path, tmp_path: Path) -> Callable[..., Any]:
-    source = locate(tiny_config, cache)
-
+def reloaded(source: ModelSource, cache: Path, tmp_path: Path) -> Callable[..., Any]:
     def changed(**attributes: Any) -> Any:
         tokenizer = load_tokenizer(source)
         for name, value in attributes.items():

@@ -22,4 +22,5 @@ def finished(place: Workplace) -> Path:
     """The folder of the sweep, whose runs were made one after the other in one process."""
     status, stderr = place.train(*SWEEP, "sweep.name=finished")
     assert status == 0, stderr
+    assert stderr.count("is loaded already") == 1, stderr
     return place.folder / "multirun" / "finished"

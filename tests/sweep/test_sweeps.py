@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.sweep.conftest import QUICK, SWEEP, runs_in
-from tests.whole import Workplace, adapter_of, record_of
+from tests.whole import Workplace, adapter_of, answers_of, record_of
 from tometune.runs.lock import run_lock
 
 pytestmark = pytest.mark.whole
@@ -179,10 +179,12 @@ def test_a_second_terminal_sees_who_works_on_a_single_run(place):
 
 
 def test_the_runs_of_a_sweep_are_those_of_single_commands(place, finished):
+    """Also of the second one, which uses the base model that the first one loaded and TRL's trainer patched."""
     status, stderr = place.train(*QUICK, "seed=1")
     assert status == 0, stderr
     single = place.run_folder()
     assert adapter_of(single) == adapter_of(finished / single.name)
+    assert answers_of(single) == answers_of(finished / single.name) != {}
 
 
 def test_a_data_file_that_was_replaced_makes_other_cells(place):

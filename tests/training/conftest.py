@@ -77,9 +77,12 @@ class Fitted:
         lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
         return [{k: value for k, value in line.items() if not k.endswith(("_second", "_gb"))} for line in lines]
 
+    def column(self, name: str) -> list[float]:
+        return [line[name] for line in self.curve]
+
     @property
     def losses(self) -> list[float]:
-        return [line["loss"] for line in self.curve]
+        return self.column("loss")
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -89,11 +92,6 @@ class Fitted:
 
 
 Train = Callable[..., Fitted]
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")

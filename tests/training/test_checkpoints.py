@@ -1,6 +1,7 @@
 """Which checkpoint is whole; damaged newer ones are deleted."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -48,24 +49,18 @@ def test_an_adapter_or_a_whole_model_is_complete_with_the_states_of_all_processe
     assert last_checkpoint(tmp_path) == made
 
 
-@pytest.mark.parametrize("name", [*FILES, INDEX, "rng_state.pth", *SHARDS])
-@pytest.mark.parametrize("damage", ["missing", "empty", "half", "random"])
-def test_one_with_a_damaged_file_is_deleted(tmp_path, name, damage, caplog):
+DAMAGED = product([*FILES, INDEX, "rng_state.pth", *SHARDS], ("missing", "empty", "half", "random"))
+OTHER_STEPS = product([STATE], ("[]", "{}", '{"global_step": 3}'))
+
+
+@pytest.mark.parametrize(("name", "damage"), [*DAMAGED, *OTHER_STEPS])
+def test_one_with_a_damaged_file_or_the_state_of_another_step_is_deleted(tmp_path, name, damage, caplog):
     whole, broken = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4, INDEX)
     content = (broken / name).read_bytes()
-    (broken / name).write_bytes(
-        {"half": content[: len(content) // 2], "random": bytes(reversed(range(256)))}.get(damage, b"")
-    )
+    contents = {"empty": b"", "half": content[: len(content) // 2], "random": bytes(reversed(range(256)))}
+    (broken / name).write_bytes(contents.get(damage, damage.encode()))
     if damage == "missing":
         (broken / name).unlink()
     assert last_checkpoint(tmp_path) == whole
     assert not broken.exists()
     assert "checkpoint-4 is damaged (" in caplog.text
-
-
-@pytest.mark.parametrize("content", ["[]", "{}", '{"global_step": 3}'])
-def test_one_with_the_state_of_another_step_is_deleted(tmp_path, content):
-    whole, broken = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4)
-    (broken / STATE).write_text(content)
-    assert last_checkpoint(tmp_path) == whole
-    assert not broken.exists()

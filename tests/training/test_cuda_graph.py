@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, Trainer
 
 from tests.training.conftest import Fitted, Train, packs, settings
 from tometune.common.errors import UserError
-from tometune.config.model import Precision
 from tometune.models.packed_attention import Packed
 from tometune.training import sft
 from tometune.training.batches import Capacity, Training, split
@@ -194,10 +193,9 @@ def test_layers_are_compiled_only_while_they_train(fitted):
     assert not any(layer._compiled_call_impl for layer in layers)
 
 
-@pytest.mark.parametrize("micro_batch", [2, 4])
-def test_steps_around_a_pass_train_alike_and_do_not_go_through_the_model(train, tmp_path, monkeypatch, micro_batch):
+def test_steps_around_a_pass_train_alike_and_do_not_go_through_the_model(train, tmp_path, monkeypatch):
     """A graph of a small model is over before Python has visited all its modules a few times."""
-    config = settings(**packs(96, 4) | {"max_steps": 4, "num_train_epochs": 9, "micro_batch": micro_batch})
+    config = settings(**packs(96, 4) | {"max_steps": 4, "num_train_epochs": 9, "micro_batch": 2})
     expected = train(tmp_path / "without", config)
     inner, visits, passes = Trainer._run_epoch, list[str](), list[bool]()
     post_init, named_modules = Training.__post_init__, torch.nn.Module.named_modules
@@ -234,25 +232,8 @@ def test_steps_around_a_pass_train_alike_and_do_not_go_through_the_model(train, 
     monkeypatch.setattr(sft, "graph_for", passes_of)
     monkeypatch.setattr(Trainer, "_run_epoch", run_epoch)
     fitted = train(tmp_path / "with", config)
-    assert passes == [True] * (4 * 4 // micro_batch)
+    assert passes == [True] * 4 * 2
     assert fitted.losses == pytest.approx(expected.losses, abs=1e-5)
-    norms = [[line["grad_norm"] for line in each.curve] for each in (fitted, expected)]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    assert fitted.column("grad_norm") == pytest.approx(expected.column("grad_norm"), rel=1e-3)
     assert "ParameterList" in visits
     assert not {"LlamaMLP", "train"} & set(visits), "all modules"
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_graph_learns_what_kernels_one_by_one_learn(train, tmp_path):
-    """Over twenty steps, within 0.5 % in bf16."""
-    more = packs(96, 4) | {"max_steps": 20, "num_train_epochs": 99, "learning_rate": 1e-3, "micro_batch": 2}
-    losses = {}
-    for graph in (False, True):
-        config = settings(**more, cuda_graph=graph)
-        config.model.precision = Precision.bf16
-        fitted = train(tmp_path / str(graph), config)
-        losses[graph] = fitted.losses
-        assert (fitted.trainer.graph is not None) == graph
-    assert len(losses[True]) == 20
-    assert losses[True] == pytest.approx(losses[False], rel=5e-3)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, Trainer
 
-from tests.training.conftest import MOST, settings
+from tests.training.conftest import MOST, Fitted, settings
 from tests.training.test_full import full, saved
 from tometune.common.errors import UserError
 from tometune.config.model import Compute, LoraConfig, ModelConfig, Quantization
@@ -65,16 +66,20 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 500_000)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_an_attempt_is_a_pass_over_full_rows_and_leaves_no_trace(plain, cache, tmp_path, small_gpu, checkpointing):
+@pytest.fixture
+def inputs(plain: Fitted, cache: Path, tmp_path: Path) -> TrainingInputs:
     config = settings(conversations_per_step=4)
     source = locate(config.model, cache)
-    inputs = TrainingInputs(source, plain.tokens, config.trainer, config.lora, config.seeds, tmp_path, cache)
-    model = add_adapter(load_model(source), config.lora, 0)
+    return TrainingInputs(source, plain.tokens, config.trainer, config.lora, config.seeds, tmp_path, cache)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_attempt_is_a_pass_over_full_rows_and_leaves_no_trace(plain, inputs, small_gpu, checkpointing):
+    model = add_adapter(load_model(inputs.source), inputs.lora, 0)
     training = Training(model, plain.trainer.processing_class, inputs, lambda *_: None)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     passes: list[dict[str, Any]] = []
-    model.register_forward_pre_hook(lambda _, __, inputs: passes.append(inputs), with_kwargs=True)
+    model.register_forward_pre_hook(lambda _, __, given: passes.append(given), with_kwargs=True)
 
     def build(step: Step, again: bool) -> MeteredTrainer:
         assert (step, again) == (Step(4, 2), checkpointing)
@@ -98,24 +103,21 @@ def test_a_micro_batch_is_remembered_per_kind(tmp_path, monkeypatch, small_gpu):
     assert attempts == ["a", "b"]
 
 
-def test_a_model_in_fp8_and_a_copy_in_another_process_are_other_kinds(plain, cache, tmp_path, monkeypatch):
+def test_a_model_in_fp8_and_a_copy_in_another_process_are_other_kinds(inputs, monkeypatch):
     """That process scores, and keeps its model while Unsloth's process trains, if the model is small."""
     gpu = SimpleNamespace(name="made up", total_memory=10**9)
-    for name, value in {"is_available": True, "current_device": 0, "get_device_properties": gpu}.items():
+    cuda = {"is_available": True, "current_device": 0, "get_device_properties": gpu, "mem_get_info": (10**9, 10**9)}
+    for name, value in cuda.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, found=value: found)
-    config, model = settings(), SimpleNamespace(get_memory_footprint=lambda: size)
-    inputs = TrainingInputs(
-        locate(config.model, cache), plain.tokens, config.trainer, config.lora, config.seeds, tmp_path, cache
-    )
-    found = {}
+    found, model = {}, SimpleNamespace(get_memory_footprint=lambda: size)
     for unsloth, size in ((False, 1), (True, 1), (True, 10**8)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**9, 10**9))
         training = SimpleNamespace(
             inputs=inputs, model=model, unsloth=unsloth, dtype="bf16", attention="sdpa", cuda_graph=False
         )
         found[unsloth, size] = memory._key(training)  # type: ignore[arg-type]
     assert found[False, 1] == found[True, 10**8] != found[True, 1]
-    training.inputs = replace(inputs, source=replace(inputs.source, config=replace(config.model, compute=Compute.fp8)))
+    fp8 = replace(inputs.source.config, compute=Compute.fp8)
+    training.inputs = replace(inputs, source=replace(inputs.source, config=fp8))
     assert memory._key(training) != found[True, 10**8]  # type: ignore[arg-type]
 
 

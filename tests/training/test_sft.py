@@ -24,18 +24,6 @@ def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
     return load_file(fitted.folder / "adapter" / "adapter_model.safetensors")
 
 
-def test_seeds_0_0_1_give_adapters_samples_and_first_batches_a_a_b(plain, train, tmp_path):
-    again, other = train(tmp_path / "again", settings(0)), train(tmp_path / "other", settings(1))
-    assert plain.adapter == again.adapter
-    assert plain.adapter != other.adapter
-    assert plain.mix.row_ids == again.mix.row_ids
-    assert plain.mix.row_ids[:8] == other.mix.row_ids[:8], "the base is in every mix"
-    assert set(plain.mix.row_ids[8:]) != set(other.mix.row_ids[8:])
-    assert torch.equal(plain.batches[0]["input_ids"], again.batches[0]["input_ids"])
-    assert not torch.equal(plain.batches[0]["input_ids"], other.batches[0]["input_ids"])
-    assert plain.losses == again.losses
-
-
 def test_each_seed_changes_its_own_part(plain, train, tmp_path):
     def with_seed(name: str) -> Fitted:
         config = settings()
@@ -43,7 +31,9 @@ def test_each_seed_changes_its_own_part(plain, train, tmp_path):
         return train(tmp_path / name, config)
 
     order, adapter, data = (with_seed(name) for name in ("order", "adapter", "data"))
-    assert order.mix.row_ids == adapter.mix.row_ids == plain.mix.row_ids != data.mix.row_ids
+    assert order.mix.row_ids == adapter.mix.row_ids == plain.mix.row_ids
+    assert data.mix.row_ids[:8] == plain.mix.row_ids[:8], "the base is in every mix"
+    assert set(data.mix.row_ids[8:]) != set(plain.mix.row_ids[8:])
     assert torch.equal(adapter.batches[0]["input_ids"], plain.batches[0]["input_ids"])
     assert not torch.equal(order.batches[0]["input_ids"], plain.batches[0]["input_ids"])
     assert len({fitted.adapter for fitted in (plain, order, adapter, data)}) == 4
@@ -59,7 +49,7 @@ def test_the_adapter_stays_float32_over_a_4_bit_base(plain, train, tmp_path, mon
     monkeypatch.setattr("transformers.trainer.validate_quantization_for_training", lambda _: None)
     fitted = train(tmp_path / "marked", settings())
     assert {weight.dtype for weight in weights(fitted).values()} == {torch.float32}
-    assert fitted.adapter == plain.adapter
+    assert (fitted.adapter, fitted.losses) == (plain.adapter, plain.losses), "the same seeds, too"
 
 
 def test_an_epoch_uses_every_row_once(train, tmp_path):
@@ -80,18 +70,15 @@ def test_accumulation_is_the_same_as_a_larger_batch(train, tmp_path):
     )
     assert whole.result.effective_batch == parts.result.effective_batch == 4
     assert whole.result.tokens == parts.result.tokens
-    assert parts.losses == pytest.approx(whole.losses, abs=1e-5)
-    for name in ("token_accuracy", "entropy", "epoch"):
-        curves = ([line[name] for line in run.curve] for run in (whole, parts))
-        assert next(curves) == pytest.approx(next(curves), abs=1e-5), name
+    for name in ("loss", "token_accuracy", "entropy", "epoch"):
+        assert parts.column(name) == pytest.approx(whole.column(name), abs=1e-5), name
+    assert parts.column("grad_norm") == pytest.approx(whole.column("grad_norm"), rel=1e-4)
     assert whole.result.epochs == parts.result.epochs == pytest.approx(3 * 4 / 20)
-    norms = ([line["grad_norm"] for line in run.curve] for run in (whole, parts))
-    assert next(norms) == pytest.approx(next(norms), rel=1e-4)
 
 
 def test_first_and_last_step_are_logged_whatever_the_logging_steps(train, tmp_path):
     fitted = train(tmp_path / "fine", settings(logging_steps=4))
-    assert [line["step"] for line in fitted.curve] == [1, 4, 6]
+    assert fitted.column("step") == [1, 4, 6]
     assert fitted.result.final_loss == fitted.losses[-1]
     config = settings(logging_steps=100, learning_rate=1e30, lr_scheduler_type="constant", max_grad_norm=0, optim="sgd")
     with pytest.raises(UserError, match=r"trainer\.learning_rate: the loss became"):
@@ -99,22 +86,20 @@ def test_first_and_last_step_are_logged_whatever_the_logging_steps(train, tmp_pa
     assert not (tmp_path / "diverged" / "adapter").exists()
 
 
-def test_a_model_that_was_just_trained_answers_without_dropout(train, tmp_path):
+def test_a_model_that_was_just_trained_answers_without_dropout(plain, tmp_path):
     """Dropout that is left on while scoring makes answers random, and only a tuned model's."""
-    config = settings(max_steps=2)
-    config.lora.lora_dropout = 0.5
-    fitted = train(tmp_path, config)
-    model = fitted.trainer.model
+    model = plain.trainer.model
     assert model.training, "as the trainer leaves it"
     modes: list[bool] = []
-    for module in model.modules():
-        module.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _: modes.append(module.training)) for module in model.modules()
+    ]
     examples = [{"input": f"q {number}", "references": ["word"]} for number in range(3)]
     tasks = {"words": TaskConfig(path=str(write_jsonl(tmp_path / "words.jsonl", examples)), max_new_tokens=4)}
     evaluation = EvalConfig(tasks=tasks, batch_size=2, max_prompt_tokens=64)
-    Scorer(fitted.trainer.processing_class, load_tasks(evaluation), evaluation, tmp_path, tmp_path).stage(
-        "tuned", model
-    )
+    Scorer(plain.trainer.processing_class, load_tasks(evaluation), evaluation, tmp_path, tmp_path).stage("tuned", model)
+    for hook in hooks:
+        hook.remove()
     assert modes
     assert not any(modes)
     assert model.training, "its mode is restored"

@@ -26,14 +26,15 @@ from tometune.models.lora_rounding import RoundedOnce
 needed = pytest.mark.skipif(not machine.unsloth_installed(), reason="Unsloth is not installed")
 STEPS = 20
 RUN = (
-    *("+experiment=smoke", "~eval.tasks.summarisation", "~eval.tasks.question_answering", "trainer.logging_steps=1"),
+    *("+experiment=smoke", "~eval.tasks.summarisation", "~eval.tasks.question_answering", "~eval.tasks.data_to_text"),
+    *("eval.base=false", "eval.limit=1", "trainer.logging_steps=1"),
     *("trainer.conversations_per_step=4", "trainer.micro_batch=2", f"trainer.max_steps={STEPS}"),
     *("trainer.save_steps=5", "trainer.learning_rate=3e-3", "trainer.num_train_epochs=3"),
 )
 UNSLOTH = (*RUN, "model.backend=unsloth")
 FULL = (
     *("lora=none", "trainer.learning_rate=1e-3", "trainer.packing=true", "trainer.conversations_per_step=null"),
-    *("trainer.tokens_per_step=512", "eval.base=false"),
+    "trainer.tokens_per_step=512",
 )
 
 
@@ -82,7 +83,7 @@ def test_both_backends_learn_the_same(place, kind, precision, tolerance):
 @pytest.mark.whole
 @pytest.mark.nightly
 def test_signals_reach_the_training_which_ends_with_its_parent(place):
-    lasts = ("trainer.max_steps=2000", "trainer.num_train_epochs=999", "eval.base=false", "paths.outputs=signals")
+    lasts = ("trainer.max_steps=2000", "trainer.num_train_epochs=999", "paths.outputs=signals")
     command = [sys.executable, "-m", "tometune.train", *UNSLOTH, *lasts]
 
     def stop(number: signal.Signals, steps: int) -> tuple[Path, int, str]:
@@ -116,7 +117,7 @@ def test_signals_reach_the_training_which_ends_with_its_parent(place):
 @pytest.mark.whole
 @pytest.mark.nightly
 def test_an_error_in_the_training_is_one_line(place):
-    done = place.verb("train", *UNSLOTH, "trainer.learning_rate=1e30", "eval.base=false")
+    done = place.verb("train", *UNSLOTH, "trainer.learning_rate=1e30")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("trainer.learning_rate: the loss became")
     assert record_of(place.run_folder())["status"] == "failed"

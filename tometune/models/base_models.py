@@ -121,13 +121,12 @@ class State:
 
 def state_of(model: Any) -> State:
     """Return the state of a model."""
-    configs = [model.config.to_dict(), model.generation_config and model.generation_config.to_dict()]
     return State(
         trainable={name: parameter.requires_grad for name, parameter in model.named_parameters()},
         use_cache=getattr(model.config, "use_cache", None),
         generation=copy.deepcopy(model.generation_config),
         modules=[(name, *_described(module)) for name, module in model.named_modules()],
-        configs=configs,
+        configs=[model.config.to_dict(), model.generation_config and model.generation_config.to_dict()],
         weights=weights_digest(model),
         buffers=_digest(model.named_buffers()),
     )

@@ -80,7 +80,8 @@ def resolve_backend(model: ModelConfig) -> Backend:
     """
     if model.backend is not Backend.auto:
         return model.backend
-    return Backend.unsloth if _unsloth_fits(model) and not transformers_is_faster() else Backend.transformers
+    unsloth = processes() == 1 and _unsloth_trains(model) and not transformers_is_faster()
+    return Backend.unsloth if unsloth else Backend.transformers
 
 
 def replaces_unsloth(model: ModelConfig) -> bool:
@@ -94,10 +95,6 @@ def replaces_unsloth(model: ModelConfig) -> bool:
 def transformers_is_faster() -> bool:
     """Whether this machine's first GPU is a Hopper GPU."""
     return (gpu_capability() or (0, 0))[0] == HOPPER
-
-
-def _unsloth_fits(model: ModelConfig) -> bool:
-    return processes() == 1 and _unsloth_trains(model)
 
 
 def _unsloth_trains(model: ModelConfig) -> bool:
@@ -169,8 +166,7 @@ def _torch_has_cuda() -> bool:
 
 def cpu_has_bf16() -> bool:
     """Tell whether the CPU multiplies in bfloat16; where Linux's /proc/cpuinfo is missing, torch is imported to ask."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
+    if (info := Path("/proc/cpuinfo")).exists():
         return not CPU_FLAGS.isdisjoint(info.read_text(encoding="utf-8", errors="replace").split())
     import torch
 

@@ -53,12 +53,10 @@ class Training:
     kernel: str = field(init=False)  # attention of transformers, kernel by kernel
     reason: str = field(init=False, default="")  # why it is used for packs
     packed: Packed = field(init=False)
-    dtype: torch.dtype = field(init=False)
-    """Of the arithmetic. If only an adapter is trained, it is that of the base weights."""
+    dtype: torch.dtype = field(init=False)  # of the arithmetic; for an adapter, that of the base weights
     author_configs: tuple[Any, Any] = (None, None)
     """For `lora=none`: config and generation config as the model's author wrote them, saved with the trained model."""
-    nondeterministic: str | None = None
-    """An operation of this training that has no deterministic kernel; None if there is none."""
+    nondeterministic: str | None = None  # an operation of this training that has no deterministic kernel
     cuda_graph: bool = False  # whether passes run as a CUDA graph (`tometune.training.cuda_graph`)
 
     def __post_init__(self) -> None:

@@ -96,12 +96,6 @@ def with_steps(trainer: TrainerConfig, rows: int, tokens: int) -> TrainerConfig:
     return replace(trainer, max_steps=max(1, round(trainer.max_tokens / tokens * per_epoch)))
 
 
-def epochs_after(steps: int, per_step: int, rows: int) -> float:
-    """Return the passes over so many rows after so many steps; the last step of an epoch may have fewer rows."""
-    whole, rest = divmod(steps, math.ceil(rows / per_step))
-    return whole + rest * per_step / rows
-
-
 def checkpoints_kept(trainer: TrainerConfig, steps: int) -> int:
     """Return how many checkpoints remain after so many steps; while one is being saved there is one more."""
     return min(trainer.save_total_limit, math.ceil(steps / trainer.save_steps))

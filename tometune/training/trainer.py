@@ -1,5 +1,6 @@
 """TRL's trainer: its arguments, and the trainer itself with the meter, the curves and complete checkpoints."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ from tometune.training.batches import FullBatches, RowsAndBlank, Training
 from tometune.training.checkpoints import SAVING
 from tometune.training.cuda_graph import PassGraph
 from tometune.training.metrics import Curves, Meter
-from tometune.training.steps import Step, epochs_after
+from tometune.training.steps import Step
 
 PER_TOKEN = ("entropy", "mean_token_accuracy")  # metrics of TRL that are means over tokens with a label
 
@@ -112,16 +113,15 @@ class MeteredTrainer(SFTTrainer):
         curves: Curves,
         fused_loss: bool,
         graph: PassGraph | None,
-        loss_rows: Sequence[dict[str, Any]] = (),
-        kernel: str | None = None,
+        loss_rows: Sequence[dict[str, Any]],
+        kernel: str | None,
         **keywords: Any,
     ) -> None:
         """`kernel` is the attention without the graph, if there is one."""
         super().__init__(**keywords)
         self.loss_rows, self.kernel = loss_rows, kernel
         self.meter, self.curves, self.fused_loss, self.graph = curves.meter, curves, fused_loss, graph
-        self.trained_tokens: list[torch.Tensor] = []
-        """Of each pass since the last log, over all processes."""
+        self.trained_tokens: list[torch.Tensor] = []  # of each pass since the last log, over all processes
         # TRL sums token counts with `gather_for_metrics`, which drops some processes' counts in an epoch's last step.
         self.accelerator.gather_for_metrics = self.accelerator.gather
         if graph is not None:
@@ -231,9 +231,11 @@ class MeteredTrainer(SFTTrainer):
     @property
     def epochs(self) -> float:
         """Passes over the rows so far. That of transformers depends on the micro-batch."""
-        arguments = self.args
-        per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-        return epochs_after(self.state.global_step, per_step, len(self.train_dataset))
+        arguments, rows = self.args, len(self.train_dataset)
+        per_step: int = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        # The last step of an epoch may have fewer rows.
+        whole, rest = divmod(int(self.state.global_step), math.ceil(rows / per_step))
+        return whole + rest * per_step / rows
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a whole checkpoint or none, with the meter and the curves, without TRL's model card.
@@ -303,8 +305,7 @@ class StepCallback(TrainerCallback):
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
-        self.signal = 0
-        """Number of the signal that was received; 0 if none."""
+        self.signal = 0  # number of the signal that was received
         self.bar = Bar("training", None)
         self.loss = ""
 

@@ -1,6 +1,12 @@
-"""The arguments of TRL come from the config, never from the defaults of a library."""
+"""The trainer's arguments, which come from the config, and its progress bar."""
 
 import dataclasses
+import logging
+import os
+import pty
+import re
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +15,12 @@ import torch
 from trl import SFTConfig
 
 from tests.training.conftest import settings
+from tometune.common.progress import StderrHandler
 from tometune.config.root import Config
 from tometune.training import trainer as module
+from tometune.training.metrics import Meter
 from tometune.training.steps import Step
-from tometune.training.trainer import arguments
+from tometune.training.trainer import StepCallback, arguments
 
 DEFAULTS = {
     **{"seed": 3407, "data_seed": 3407, "learning_rate": 5e-5, "per_device_train_batch_size": 4, "warmup_steps": 0.1},
@@ -66,3 +74,38 @@ def test_a_process_has_one_gpu_at_most(monkeypatch):
     monkeypatch.setattr(SFTConfig, "n_gpu", 2)
     ours = given(settings())
     assert (ours.n_gpu, ours.train_batch_size) == (1, STEP.micro_batch)
+
+
+def test_log_lines_appear_above_the_bar(monkeypatch):
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        log = logging.Logger("bar")
+        log.addHandler(StderrHandler())
+        bar, state, control = StepCallback(Meter()), SimpleNamespace(max_steps=2, global_step=0), SimpleNamespace()
+        bar.on_train_begin(None, state, control)
+        shown = ""
+        for state.global_step in (1, 2):
+            bar.on_step_end(SimpleNamespace(eval_steps=None), state, control)
+            bar.on_log(None, state, control, logs={"loss": 1.5})
+            log.info("line %d", state.global_step)
+            time.sleep(0.3)
+            shown += os.read(ours, 4096).decode()
+        bar.on_train_end(None, state, control)
+        monkeypatch.undo()
+    uncoloured = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    lines = [part.strip() for part in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\r", uncoloured))]
+    assert [line for line in lines if line.startswith("line")] == ["line 1", "line 2"]
+    assert any(line.startswith("training") and "2/2" in line and "loss 1.500" in line for line in lines)
+    assert control.should_log
+
+
+def test_there_is_no_bar_without_a_terminal(capfd):
+    bar, state = StepCallback(Meter()), SimpleNamespace(max_steps=3, global_step=1)
+    control: Any = SimpleNamespace()
+    for event in (bar.on_train_begin, bar.on_step_end, bar.on_train_end):
+        event(SimpleNamespace(eval_steps=None), state, control)
+    assert capfd.readouterr() == ("", "")
+    assert not vars(control), "neither the last step nor a signal"
