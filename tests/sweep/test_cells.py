@@ -104,6 +104,7 @@ def test_each_cell_is_checked_as_hydra_composes_it(overrides, valid):
         ([cell(1), cell(2)], "012", ["seed=0", "seed=1", "seed=2"], None),
         ([cell(0, "seed=0", "tracking=none")], "01", ["seed=0", "seed=1"], None),  # the same run, written differently
         ([replace(cell(0), run_id="tiny-x-s9-bbbbbbbb")], "91", ["seed=0", "seed=1"], None),  # its config has changed
+        ([replace(cell(1), run_id=cell(0).run_id)], "0", ["seed=0"], None),  # both are the same run now
         ([replace(cell(0), error="x: no", exit_status=2)], "01", ["seed=0", "seed=1"], "x: no"),
     ],
 )

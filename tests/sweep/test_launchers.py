@@ -12,11 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from tests.config.conftest import config_of
+from tests.config.conftest import composed, config_of
 from tests.data.conftest import error_of
 from tests.sweep.conftest import SWEEP, check_runs
 from tests.whole import Workplace, record_of
@@ -86,18 +85,12 @@ def test_the_batch_file_for_slurm(tmp_path, monkeypatch):
     """The file that submitit writes, with a fake sbatch."""
     submitit = pytest.importorskip("submitit")
     queue_config = pytest.importorskip("hydra_plugins.hydra_submitit_launcher.config").BaseQueueConf
-    sbatch = tmp_path / "bin" / "sbatch"
-    sbatch.parent.mkdir()
-    sbatch.write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/batch.sh\necho "Submitted batch job 7"\nexit 0\n')
-    srun = sbatch.with_name("srun")
-    srun.write_text("#!/bin/sh\n")
-    for script in (sbatch, srun):
-        script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{sbatch.parent}{os.pathsep}{os.environ['PATH']}")
+    for name, script in (("sbatch", f'cp "$1" {tmp_path}/batch.sh\necho "Submitted batch job 7"\n'), ("srun", "")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"], return_hydra_config=True)
-    params = OmegaConf.to_container(config.hydra.launcher)
+    params = OmegaConf.to_container(composed("hydra/launcher=slurm", "hydra.launcher.partition=gpu").hydra.launcher)
     assert isinstance(params, dict)
     general = set(OmegaConf.structured(queue_config))
     executor = submitit.AutoExecutor(folder=tmp_path, cluster="slurm", slurm_max_num_timeout=params["max_num_timeout"])
