@@ -3,13 +3,11 @@
 import json
 import re
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from rich.console import Console
 
 from tests.reporting.sweeps import TASKS, write_run, write_table
 from tests.sweep.conftest import QUICK, SWEEP, runs_in
@@ -138,13 +136,12 @@ def test_a_gpu_without_earlier_runs_has_the_speeds_of_the_named_file(config, tmp
         assert speed.answers_per_second == round(answers / sum(stage["seconds"] for stage in stages))
 
 
-def test_the_printed_plan():
+def test_the_printed_plan(capsys):
     known = PlannedRun("a", 10, 1000, 4, 8, False, 7200.0, 2e9, 3e9, "1 earlier run")
     changes = ({}, {"done": True}, {"seconds": None, "memory": 5e9}, {"seconds": 42.4}, {"seconds": 600.0})
-    out = StringIO()
     runs = [replace(known, run_id=f"tiny-x-s{number}-aaaaaaaa", **change) for number, change in enumerate(changes)]
-    print_plan(runs, ["seed=x: wrong"], Console(file=out, width=100, highlight=False))
-    lines = out.getvalue().splitlines()
+    print_plan(runs, ["seed=x: wrong"])
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Runs tiny-x-…"
     assert [line.split()[0] for line in lines[4:9]] == [f"s{number}-aaaaaaaa" for number in range(5)]
     assert [line.partition(" 8 ")[2].strip() for line in lines[4:9]] == ["2.0 h", "done", "unknown", "42 s", "10 min"]

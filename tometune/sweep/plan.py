@@ -285,9 +285,9 @@ def _short_run(config: Config, cache: Path) -> Config:
     )
 
 
-def print_plan(runs: Sequence[PlannedRun], problems: Sequence[str], console: Console | None = None) -> None:
+def print_plan(runs: Sequence[PlannedRun], problems: Sequence[str]) -> None:
     """Print the plan, and the problems of cells that cannot be run."""
-    console = console or Console(highlight=False)
+    console = Console(highlight=False)
     # Ids of a sweep begin alike; 80 columns hold the part that differs.
     ids = [run.run_id for run in runs] if len(runs) > 1 else [""]
     same = takewhile(lambda letters: letters[0] == letters[1], zip(min(ids), max(ids), strict=False))
