@@ -47,7 +47,7 @@ def track(labels, config=TrackingConfig(), **methods):  # noqa: B008 -- only rea
     with made(config, labels) as tracker:
         for step in range(3):
             tracker.log({"train/loss": 1.0}, step)
-        tracker.results(record, labels.folder)
+        tracker.results(record, labels.folder, dict)
         tracker.page("report", "<p>")
     return tracker.describe()
 
@@ -81,7 +81,7 @@ def test_a_lost_connection_is_not_tried_again(labels):
 def test_broken_predictions_are_a_warning(labels, caplog):
     (labels.folder / "eval" / "base" / "qa.jsonl").write_text("{broken")
     tracker = RunTracker(TrackingConfig(tracker=Tracker.none), labels)
-    tracker.results({"model": {}, "train": {"steps": 7}}, labels.folder)
+    tracker.results({"model": {}, "train": {"steps": 7}}, labels.folder, dict)
     assert "none: results failed" in caplog.text
     assert tracker.step == 7, "an attempt that found the training finished has logged no step itself"
 
