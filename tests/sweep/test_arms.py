@@ -1,111 +1,102 @@
 """The arms of sweeps over sources and sizes, as Hydra composes them."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tests.config.conftest import sweep_of
-from tests.data.conftest import conversation, write_jsonl
+from tests.data.conftest import conversation, error_of, write_jsonl
 from tometune.common.errors import ConfigError
-from tometune.config.sweep_cells import arm_name, log_sizes
+from tometune.config.command_line import parse, read_command_line
+from tometune.config.sweep_cells import arm_name, jobs_of, log_sizes
 from tometune.runs.inputs import file_mix
+from tometune.sweep.arms import added_rows, source_arms
 
 SOURCES = {"it's \\odd": 30, "a/b": 20, "c": 10, **{f"small {n}": 2 for n in range(6)}}
 
 
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setenv("TOMETUNE_CACHE", str(tmp_path / "cache"))
+def root(tmp_path: Path) -> DictConfig:
+    """The part of a config from which the arms follow: a base of 20 rows, a pool of 72, and a mix of both."""
     rows = (conversation(f"{name} {n}", source=name) for name, count in SOURCES.items() for n in range(count))
-    pool = write_jsonl(tmp_path / "pool.jsonl", rows)
-    base = write_jsonl(tmp_path / "base.jsonl", map(conversation, range(20)))
-    sizes = ["data.rows=32", "data.base.rows=20"]
-    return ["data=files_300k", f"data.base.path={base}", f"data.pool.path={pool}", *sizes, "seed=0"]
+    pool = {"kind": "files", "path": str(write_jsonl(tmp_path / "pool.jsonl", rows))}
+    base = {"kind": "files", "path": str(write_jsonl(tmp_path / "base.jsonl", map(conversation, range(20))))}
+    data = {"name": "mix", "rows": 32, "base": {**base, "rows": 20}, "pool": pool}
+    sweep = {"sources": [], "add": [50, 72, 73]}
+    return OmegaConf.create({"data": data, "sweep": sweep, "paths": {"cache": str(tmp_path / "cache")}})
 
 
-def arms(*arguments: str) -> dict[str, list[str]]:
-    pools = {config.data.name: config.data.pool for config in sweep_of(*arguments)}
-    return {name: pool.only or pool.without for name, pool in pools.items() if pool is not None}
+def command(root: DictConfig, sweep: str) -> list[str]:
+    paths = (f"data.base.path={root.data.base.path}", f"data.pool.path={root.data.pool.path}")
+    mix = ("data=files_300k", "data.rows=32", "data.base.rows=20", *paths)
+    return [f"+sweep={sweep}", "seed=0", *mix, f"paths.cache={root.paths.cache}"]
 
 
-def test_each_of_the_largest_sources_is_left_out_once(data):
-    found = arms("+sweep=leave_one_source_out", *data)
+def arms(root: DictConfig, key: str, *changes: str) -> list[list[str]]:
+    """Return the sources of each arm, as Hydra reads them."""
+    text = source_arms(key, OmegaConf.merge(root, OmegaConf.from_dotlist([*changes])))
+    (override,) = parse([f"data.pool.{key}={text}"])
+    return [[getattr(name, "text", name) for name in group] for group in override.sweep_iterator()]
+
+
+def test_each_of_the_largest_sources_is_left_out_once(root):
+    jobs = jobs_of(read_command_line(command(root, "leave_one_source_out")))
+    found = {job.config.data.name: job.config.data.pool.without for job in jobs.known}
     names = [*SOURCES]
     assert list(found.values()) == [[], *([name] for name in names[:7]), names[7:]]
     assert list(found)[:3] == ["all-sources", "without-it-s-odd", "without-a-b"]
     assert list(found)[-1] == "without-others"
+    assert json.loads(json.dumps([job.overrides[0] for job in jobs.known]))[0] == "data.pool.without=[]"
+    assert [*map(len, arms(root, "without", "sweep.sources=[c,a/b]"))] == [0, 1, 1, 7]
 
 
-def test_a_source_with_too_few_rows_is_added_with_the_others_only(data):
-    found = arms("+sweep=add_one_source", *data)
+def test_a_source_with_too_few_rows_is_added_with_the_others_only(root):
     others = [name for name, rows in SOURCES.items() if rows < 12]
-    assert found == {
-        "plus-all-sources": [],
-        "plus-it-s-odd": ["it's \\odd"],
-        "plus-a-b": ["a/b"],
-        "plus-others": others,
+    assert {config.data.name: config.data.pool.only for config in sweep_of(*command(root, "add_one_source"))} == {
+        **{"plus-all-sources": [], "plus-it-s-odd": ["it's \\odd"], "plus-a-b": ["a/b"], "plus-others": others}
     }
 
 
 @pytest.mark.parametrize(
-    ("sweep", "changes", "dropped"),
+    ("key", "changes", "dropped", "left"),
     [
-        ("leave_one_source_out", ["data.rows=67"], ["it's \\odd: 42"]),
-        ("leave_one_source_out", ["data.rows=64", "data.held_out.rows=10"], ["it's \\odd: 28", "a/b: 36"]),
-        ("add_one_source", ["data.rows=45", "sweep.sources=[a/b,c]"], ["a/b: 20", "c: 10"]),
-        ("add_one_source", ["data.rows=40", "data.base.rows=null"], []),
+        ("without", ["data.rows=67"], ["it's \\odd: 42"], 8),
+        ("without", ["data.rows=64", "data.held_out.rows=10"], ["it's \\odd: 28", "a/b: 36"], 7),
+        ("only", ["data.rows=45", "sweep.sources=[a/b,c]"], ["a/b: 20", "c: 10"], 2),
+        ("only", ["data.rows=40", "data.base.rows=null"], [], 4),
     ],
 )
-def test_an_arm_without_enough_rows_is_left_out_with_a_line(data, capsys, sweep, changes, dropped):
-    keys = {text.partition("=")[0] for text in changes}
-    found = arms(f"+sweep={sweep}", *(text for text in data if text.partition("=")[0] not in keys), *changes)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("no arm for ")]
-    assert [line.removeprefix("no arm for ")[: len(text)] for line, text in zip(lines, dropped, strict=True)] == dropped
-    assert all(" rows to draw from, and the mix needs " in line for line in lines)
-    named = sum(not line.startswith("the ") for line in dropped)
-    assert len(found) == {"leave_one_source_out": 9, "add_one_source": 4}[sweep] - named
-
-
-def test_a_sweep_without_any_arm_is_an_error(data):
-    with pytest.raises(
-        ConfigError, match=r"data\.rows=5000: no arm has enough rows to draw, so there is nothing to compare"
-    ):
-        arms("+sweep=leave_one_source_out", *(text for text in data if "data.rows" not in text), "data.rows=5000")
-
-
-def test_named_sources_and_the_others(data):
-    found = arms("+sweep=leave_one_source_out", *data, "sweep.sources=[c,a/b]")
-    assert [*map(len, found.values())] == [0, 1, 1, 7]
-    assert found["without-c"] == ["c"]
+def test_an_arm_without_enough_rows_is_left_out_with_a_line(root, capsys, key, changes, dropped, left):
+    assert len(arms(root, key, *changes)) == left
+    lines = capsys.readouterr().err.splitlines()
+    starts = [line.partition(" rows to draw from, and the mix needs ")[0] for line in lines]
+    assert starts == [f"no arm for {text}" for text in dropped]
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        (["sweep.sources=[smal 1]"], r"sweep\.sources: smal 1: the pool has no such source; did you mean small 1\?"),
-        (["data=files_100k"], r"data\.pool\.without: .*draws no rows from one; choose a mix that does"),
         (
-            ["data.pool.path={base}"],
-            r"data\.pool: all its rows are from one source \(files\); .* needs a column source",
+            ["data.rows=5000"],
+            "data.rows=5000: no arm has enough rows to draw, so there is nothing to compare; set",
         ),
+        (["sweep.sources=[smal 1]"], "sweep.sources: smal 1: the pool has no such source; did you mean small 1?"),
+        (["data.pool=null"], "data.pool.without: the sweep varies the sources of the pool, and this mix draws no rows"),
+        (["data.rows=20"], "data.rows=20: the base fills the mix, so no source is drawn; set data.base.rows=…"),
+        (["data.pool.path=${data.base.path}"], "data.pool: all its rows are from one source (files); a sweep over so"),
         (
-            ["data=mix_300k", "data.pool.path=null", "data.base.path=null"],
-            r"data\.pool\.id=arcee-ai/The-Tome: its sources are not known yet; run .*prepare .* or name them with",
+            ["data.pool.path=null", "data.pool.kind=hub", "data.pool.id=arcee-ai/The-Tome"],
+            "data.pool.id=arcee-ai/The-Tome: its sources are not known yet; run tometune prepare with this data first, "
+            "or name them with sweep.sources=[…]",
         ),
     ],
 )
-def test_wrong_input_is_one_line(data, changes, problem, monkeypatch):
+def test_wrong_input_is_one_line(root, changes, problem, monkeypatch):
     monkeypatch.setattr("tometune.data.sources.pinned", lambda *_: "0" * 40)
-    base = data[1].partition("=")[2]
-    replaced = {text.partition("=")[0] for text in changes}
-    kept = [text for text in data if text.partition("=")[0] not in replaced]
-    with pytest.raises(ConfigError, match=problem) as caught:
-        sweep_of("+sweep=leave_one_source_out", *kept, *(text.format(base=base) for text in changes))
-    assert "\n" not in str(caught.value)
+    assert error_of(arms, root, "without", *changes).startswith(problem)
 
 
 def test_sizes_are_nested_and_start_inside_the_base():
@@ -119,19 +110,16 @@ def test_sizes_are_nested_and_start_inside_the_base():
     assert arm_name("all", "without", ["«»"]) == "without-unnamed"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "problem"),
-    [
-        (["+sweep=sizes"], "data.rows=500: would give all mixes of sizes the same size; set sweep.largest=500, and"),
-        (["+sweep=capacity"], "data.rows=500: would give all mixes of capacity the same size; choose the mixes with"),
-        (["+sweep=same_steps_pydocs"], "data.rows=500: would give all mixes of same_steps_pydocs the same size; choo"),
-    ],
-)
-def test_one_number_of_rows_does_not_replace_the_sizes_of_a_preset(arguments, problem):
-    with pytest.raises(ConfigError) as error:
-        sweep_of(*arguments, "data.rows=500")
-    assert str(error.value).startswith(problem)
-    assert len(sweep_of(*arguments, "data=pydocs_3k", "data.rows=1000,2000", "seed=0")) > 1
+def test_one_number_of_rows_does_not_replace_the_sizes_of_a_preset():
+    same = "data.rows=500: would give all mixes of {} the same size; {}"
+    for name, fix in (
+        ("sizes", "set sweep.largest=500, and"),
+        ("capacity", "choose the mixes with"),
+        ("same_steps_pydocs", "choose the mixes with"),
+    ):
+        problem = error_of(sweep_of, f"+sweep={name}", "data.rows=500", kind=ConfigError)
+        assert problem.startswith(same.format(name, fix))
+    assert len(sweep_of("+sweep=same_steps_pydocs", "data=pydocs_3k", "data.rows=1000,2000", "seed=0")) == 2
 
 
 @pytest.mark.parametrize(
@@ -140,37 +128,32 @@ def test_one_number_of_rows_does_not_replace_the_sizes_of_a_preset(arguments, pr
         pytest.param("capacity", "lora.r", {8, 16, 32, 64, 128, 256}, 12, marks=pytest.mark.nightly),
         pytest.param("rates", "trainer.learning_rate", {1e-4, 2e-4, 4e-4}, 9, marks=pytest.mark.nightly),
         ("same_steps", "trainer.max_tokens", {40_000_000}, 3),
-        ("random_vs_best", "data.pool", None, 5),
+        ("random_vs_best", "data.pool.order", {None, "random", "best", "longest", "ifd"}, 5),
     ],
 )
 def test_presets(name, key, values, cells):
-    configs = sweep_of(f"+sweep={name}", "seed=0,1")
-    assert Counter(config.seed for config in configs) == {0: cells, 1: cells}
+    configs = sweep_of(f"+sweep={name}", "seed=0")
     assert all(config.sweep.design and config.report.primary for config in configs)
-    group, _, field = key.partition(".")
-    if values is not None:
-        assert {getattr(getattr(config, group), field) for config in configs} == values
-    else:
-        orders = [config.data.pool and str(config.data.pool.order) for config in configs if config.seed == 0]
-        assert orders == [None, "random", "best", "longest", "ifd"]
+    assert len(configs) == cells
+    assert {OmegaConf.select(OmegaConf.structured(config), key) for config in configs} == values
 
 
-def test_does_it_help_has_an_arm_for_each_amount_that_the_pool_has(data, capsys, monkeypatch):
-    base, pool = data[1].partition("=")[2], data[2].partition("=")[2]
-    chosen = ["+sweep=does_it_help", f"data.path={base}", f"data.pool.path={pool}"]
-    configs = sweep_of(*chosen, "sweep.add=[50,72,73]", "seed=0,1")
-    assert Counter(config.data.name for config in configs) == {"base_20": 2, "base_20_plus_50": 2, "base_20_plus_72": 2}
+def test_does_it_help_has_an_arm_for_each_amount_that_the_pool_has(root, capsys, monkeypatch):
+    base, pool = root.data.base.path, root.data.pool.path
+    chosen = [f"data.path={base}", f"data.pool.path={pool}", "sweep.add=[50,72,73]", f"paths.cache={root.paths.cache}"]
+    configs = sweep_of("+sweep=does_it_help", *chosen, "seed=0")
+    names = {"base_20": None, "base_20_plus_50": 50, "base_20_plus_72": 72}
+    assert {config.data.name: config.data.pool and config.data.pool.add for config in configs} == names
     assert {config.sweep.name for config in configs} == {"does_it_help_base"}
     assert configs[0].report.primary == [">base_20:rougeL", ">base_20:nll"]
-    assert [config.data.pool and config.data.pool.add for config in configs[::2]] == [None, 50, 72]
     assert f"{pool} has 72 rows that {base} lacks, so no arm adds 73" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match=r"sweep\.add=\[100\]: .*72 rows that .* lacks; set e\.g\. sweep\.add=\[72\]"):
-        sweep_of(*chosen, "sweep.add=[100]")
-    with pytest.raises(ConfigError, match=r"data\.pool\.path=none\.jsonl: no such file"):
-        sweep_of(*chosen[:2], "data.pool.path=none.jsonl")
+    problem = f"sweep.add=[100]: {pool} has 72 rows that {base} lacks; set e.g. sweep.add=[72]"
+    assert error_of(sweep_of, "+sweep=does_it_help", *chosen, "sweep.add=[100]", kind=ConfigError).startswith(problem)
+    root.data.pool.path = "none.jsonl"
+    assert error_of(added_rows, root).startswith("data.pool.path=none.jsonl: no such file")
     monkeypatch.setattr("tometune.data.sources.pinned", lambda *_: "0" * 40)
-    hub = sweep_of(*chosen[:2], "seed=0")
-    assert [config.data.name for config in hub] == ["base_20", *(f"base_20_plus_{n}" for n in ("1k", "10k", "100k"))]
+    root.data.pool = {"kind": "hub", "id": "someone/data"}
+    assert added_rows(root) == "0,50,72,73", "the size of a hub dataset is known once it was read"
 
 
 @pytest.mark.parametrize(
@@ -186,11 +169,3 @@ def test_a_mix_over_a_file_is_named_after_it(path, rows, added, name, monkeypatc
     monkeypatch.setattr("tometune.data.standardise.standardise", lambda *_: SimpleNamespace(rows=range(rows)))
     config = {"data": {"base": {"path": path}, "rows": None}, "paths": {"cache": "x"}}
     assert file_mix(added, OmegaConf.create(config)) == name
-
-
-def test_the_overrides_of_an_arm_are_kept_in_json(data):
-    from tometune.config.command_line import read_command_line
-    from tometune.config.sweep_cells import jobs_of
-
-    jobs = jobs_of(read_command_line(["+sweep=leave_one_source_out", *data]))
-    assert json.loads(json.dumps([job.overrides[0] for job in jobs.known]))[0] == "data.pool.without=[]"

@@ -1,7 +1,4 @@
-"""Each launcher's preset: two runs with the results of the basic launcher, and one line if its package is missing.
-
-One test of the launcher `processes` runs by default, everything else nightly.
-"""
+"""Plugins of Hydra: the presets of launchers, whose runs have the results of the basic launcher, and a search."""
 
 import json
 import os
@@ -15,38 +12,30 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from tests.sweep.conftest import SWEEP, runs_in
-from tests.whole import Workplace, adapter_of, record_of, scores_of
+from tests.config.conftest import composed, config_of
+from tests.data.conftest import error_of
+from tests.sweep.conftest import SWEEP, check_runs
+from tests.whole import Workplace, record_of
 from tometune.config.command_line import CommandLine
 from tometune.config.error_messages import PLUGINS, explain
 from tometune.config.root import conf_dir, register
 from tometune.config.sweep_cells import jobs_of
+from tometune.evaluation.tasks import load_tasks
+from tometune.sweep.hooks import begin_sweep
+from tometune.sweep.plan import plan_sweep
 
 register()
 
-PACKAGES = {"ray": "hydra_plugins.hydra_ray_launcher", "submitit": "submitit", "slurm": "submitit"}
-PRESETS = sorted(path.stem for path in (conf_dir() / "hydra" / "launcher").glob("*.yaml"))
-
-
-def needs(launcher: str) -> None:
-    if (package := PACKAGES.get(launcher.partition("_")[0])) is not None:
-        pytest.importorskip(package)
-
-
+RAY = "hydra_plugins.hydra_ray_launcher"
 NO_GPU = "hydra.launcher.ray.remote.num_gpus=0"
-
-
-def check_runs(finished: Path, name: str, stderr: str) -> None:
-    found, expected = runs_in(finished.with_name(name)), runs_in(finished)
-    assert list(found) == list(expected), stderr
-    for run_id, run in found.items():
-        assert record_of(run)["status"] == "completed"
-        assert adapter_of(run) == adapter_of(expected[run_id])
-        assert scores_of(run) == scores_of(expected[run_id])
+SEARCH = (
+    *("+sweep=optuna_pydocs", "model=tiny", "trainer=debug", "tracking=none", "eval.limit=1", "data.rows=64"),
+    *("~eval.tasks.summarisation", "~eval.tasks.question_answering", "hydra.sweeper.n_trials=3"),
+)
+OPTUNA = "hydra_plugins.hydra_optuna_sweeper"
 
 
 @pytest.fixture
@@ -68,11 +57,15 @@ def cluster(place: Workplace) -> Iterator[dict[str, str]]:
 @pytest.mark.nightly
 @pytest.mark.whole
 @pytest.mark.parametrize(
-    ("name", "more"),
-    [("submitit", []), ("ray_local", [NO_GPU, "+hydra.launcher.ray.init.num_cpus=2"]), ("ray_cluster", [NO_GPU])],
+    ("name", "package", "more"),
+    [
+        ("submitit", "submitit", []),
+        ("ray_local", RAY, [NO_GPU, "+hydra.launcher.ray.init.num_cpus=2"]),
+        ("ray_cluster", RAY, [NO_GPU]),
+    ],
 )
-def test_two_runs(place, finished, name, more, request):
-    needs(name)
+def test_two_runs(place, finished, name, package, more, request):
+    pytest.importorskip(package)
     env = request.getfixturevalue("cluster") if name == "ray_cluster" else {}
     command = ("train", *SWEEP, f"sweep.name={name}", f"hydra/launcher={name}", *more)
     done = place.verb(*command, env=env)
@@ -82,30 +75,9 @@ def test_two_runs(place, finished, name, more, request):
     assert (again.returncode, again.stderr) == (0, f"sweep multirun/{name}: 2 runs, 2 completed\n")
 
 
-@pytest.mark.whole
-def test_processes_make_the_same_runs_and_report_errors_at_the_end(place, finished):
-    """The base has only 1,000 rows, which is noticed in the run's process."""
-    launcher = ("sweep.name=failing", "hydra/launcher=processes")
-    done = place.verb("train", *SWEEP, "data.rows=64,100000", *launcher)
-    check_runs(finished, "failing", done.stderr)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    *_, count, one, two = done.stderr.splitlines()
-    assert count == "2 of 4 runs are missing:", done.stderr
-    for line in (one, two):
-        assert re.match(r"  tiny-pydocs_64-s[01]-\w{8}: failed: data\.base\.rows=100000: the base has 1,000 ", line)
-    cells = json.loads((finished.with_name("failing") / "sweep.json").read_text())["cells"]
-    assert ["error" in cell for cell in cells] == [False, True, False, True]
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_built_on_a_known_plugin_and_composes(name):
-    text = (conf_dir() / "hydra" / "launcher" / f"{name}.yaml").read_text()
-    assert {*PLUGINS, *PRESETS} & set(OmegaConf.create(text).defaults)
-    needs(name)
-    small = ["model=tiny", "eval=pydocs", "data=pydocs_1k"]
-    jobs = jobs_of(CommandLine([*small, "+sweep=seeds", f"hydra/launcher={name}"]))
-    assert len(jobs.known) == 3
+def test_each_preset_is_built_on_a_known_plugin():
+    presets = {path.stem: OmegaConf.load(path).defaults for path in conf_dir().glob("hydra/launcher/*.yaml")}
+    assert [name for name, defaults in presets.items() if not {*PLUGINS, *presets} & {*defaults}] == []
 
 
 @pytest.mark.nightly
@@ -113,18 +85,12 @@ def test_the_batch_file_for_slurm(tmp_path, monkeypatch):
     """The file that submitit writes, with a fake sbatch."""
     submitit = pytest.importorskip("submitit")
     queue_config = pytest.importorskip("hydra_plugins.hydra_submitit_launcher.config").BaseQueueConf
-    sbatch = tmp_path / "bin" / "sbatch"
-    sbatch.parent.mkdir()
-    sbatch.write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/batch.sh\necho "Submitted batch job 7"\nexit 0\n')
-    srun = sbatch.with_name("srun")
-    srun.write_text("#!/bin/sh\n")
-    for script in (sbatch, srun):
-        script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{sbatch.parent}{os.pathsep}{os.environ['PATH']}")
+    for name, script in (("sbatch", f'cp "$1" {tmp_path}/batch.sh\necho "Submitted batch job 7"\n'), ("srun", "")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"], return_hydra_config=True)
-    params = OmegaConf.to_container(config.hydra.launcher)
+    params = OmegaConf.to_container(composed("hydra/launcher=slurm", "hydra.launcher.partition=gpu").hydra.launcher)
     assert isinstance(params, dict)
     general = set(OmegaConf.structured(queue_config))
     executor = submitit.AutoExecutor(folder=tmp_path, cluster="slurm", slurm_max_num_timeout=params["max_num_timeout"])
@@ -144,3 +110,46 @@ def test_a_missing_package_is_one_line(option):
     text = f"Could not find '{group}/{option}'\n\nAvailable options in '{group}':\n\tbasic"
     error = MissingConfigException(text, missing_cfg_file=f"{group}/{option}", options=["basic"])
     assert explain(error) == f"{group}={option}: not installed; pip install {PLUGINS[option]}"
+
+
+@pytest.mark.nightly
+@pytest.mark.whole
+def test_three_trials_and_the_same_command_again(place):
+    pytest.importorskip(OPTUNA)
+    done = place.verb("train", *SEARCH)
+    assert done.returncode == 0, done.stderr
+    folder = place.folder / "multirun" / "optuna_pydocs"
+    records = [record_of(path.parent) for path in folder.glob("*/run.json")]
+    assert [record["status"] for record in records] == ["completed"] * 3
+    best = OmegaConf.load(folder / "optimization_results.yaml")
+    assert best.best_value == max(record["eval"]["tuned"]["rougeL"] for record in records)
+    assert {*best.best_params} >= {"lora.r", "lora.lora_alpha", "trainer.learning_rate"}
+    cells = json.loads((folder / "sweep.json").read_text())["cells"]
+    assert sorted(cell["run_id"] for cell in cells) == sorted(record["run_id"] for record in records)
+    again = place.verb("train", *SEARCH)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("nothing to do") == 3, "the draws follow the seed"
+
+
+def test_the_runs_of_a_search_are_not_known_before_and_the_test_tasks_do_not_guide_it():
+    pytest.importorskip(OPTUNA)
+    jobs = jobs_of(CommandLine([*SEARCH]))
+    assert (jobs.search, jobs.known, jobs.config.eval.validation) == (True, [], True)
+    assert begin_sweep(jobs)
+    jobs.config.eval.validation = False
+    assert error_of(begin_sweep, jobs).startswith("eval=pydocs_validation: a search would choose settings by the")
+    assert error_of(plan_sweep, jobs, print).startswith("plan=true: the runs of a search are not known in advance")
+
+
+def test_validation_and_test_share_no_entry_of_the_documentation():
+    whole = [f"eval.tasks.{name}.limit=null" for name in ("summarisation", "question_answering", "data_to_text")]
+    tested, validated = (
+        {
+            task.name: {re.sub(r"-\d+$", "", example.id) for example in task.examples}
+            for task in load_tasks(config_of(f"eval={group}", *whole).eval)
+        }
+        for group in ("pydocs", "pydocs_validation")
+    )
+    for name, entries in tested.items():
+        assert not entries & validated[name], name
+        assert len(validated[name]) >= 20, name

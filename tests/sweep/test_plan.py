@@ -1,16 +1,15 @@
-"""The plan of a command: sizes of its runs, and an estimate from earlier runs, reference speeds or a short run."""
+"""The plan of a command: sizes of its runs, an estimate of their costs, and the differences that they can detect."""
 
 import json
 import re
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from rich.console import Console
 
+from tests.reporting.sweeps import TASKS, write_run, write_table
 from tests.sweep.conftest import QUICK, SWEEP, runs_in
 from tests.whole import record_of
 from tometune.common.errors import UserError
@@ -19,8 +18,11 @@ from tometune.config.eval import EvalConfig
 from tometune.config.model import Backend, ModelConfig, Quantization
 from tometune.config.root import Config, PathsConfig, register
 from tometune.config.sweep_cells import jobs_of
+from tometune.reporting.analysis import build
+from tometune.reporting.report_files import write
 from tometune.sweep import plan
 from tometune.sweep.plan import REFERENCE, PlannedRun, Speed, known_speed, plan_sweep, print_plan, without_base
+from tometune.sweep.power import power_lines
 
 TASK = {"seconds": 4.0, "examples": 2}
 RECORD = {
@@ -39,11 +41,11 @@ RECORD = {
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     monkeypatch.setattr(plan, "device_name", lambda: "here")
     paths = PathsConfig(outputs=str(tmp_path / "outputs"), multirun=str(tmp_path / "multirun"))
-    model = ModelConfig(id="m", quantization=Quantization.none, backend=Backend.transformers)
+    model = ModelConfig(name="tiny", id="m", quantization=Quantization.none, backend=Backend.transformers)
     return Config(model=model, eval=EvalConfig(), paths=paths)
 
 
-def write(folder: Path, **changes: Any) -> Path:
+def write_record(folder: Path, **changes: Any) -> Path:
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(RECORD | changes))
     return folder
@@ -51,7 +53,7 @@ def write(folder: Path, **changes: Any) -> Path:
 
 def test_the_speed_of_an_earlier_run(config, tmp_path):
     assert known_speed(config, tmp_path) is None
-    run = write(tmp_path / "multirun" / "sweep" / "a")
+    run = write_record(tmp_path / "multirun" / "sweep" / "a")
     for step, size in ((2, 30), (4, 40)):
         (run / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
         (run / "checkpoints" / f"checkpoint-{step}" / "weights").write_bytes(b"0" * size)
@@ -72,7 +74,7 @@ def test_the_phases_of_a_run(config, tmp_path, phases, other, base):
     """They count, not when the record begins and ends, which says nothing about an interrupted run."""
     pairs = (each.split() for each in phases.split(", "))
     found = [{"phase": name, "seconds": float(seconds)} for name, seconds in pairs]
-    write(tmp_path / "outputs" / "a", attempts=2, phases=found, finished="2026-01-09T00:00:00+00:00")
+    write_record(tmp_path / "outputs" / "a", attempts=2, phases=found, finished="2026-01-09T00:00:00+00:00")
     speed = known_speed(config, tmp_path)
     assert (speed.other_seconds, speed.base_seconds) == (other, base)
 
@@ -89,36 +91,23 @@ def test_the_base_model_is_scored_once():
         assert without_base(run, [first, replace(first, base={})]) == run
 
 
-BASE_TWICE = (("eval.max_prompt_tokens=512,1024",), ("eval.temperature=1", "seed=0,1"))
-
-
-@pytest.mark.whole
-@pytest.mark.parametrize("varied", [("seed=0,1",), *BASE_TWICE])
-def test_which_runs_copy_the_base_scores(place, varied):
-    """The runs share them by the same rule, see the tests of `Scorer`."""
-    done = place.verb("train", "-m", *QUICK, "eval.base=true", "sweep.name=base", "plan=true", *varied)
-    assert done.returncode == 0, done.stderr
-    answers = [int(text) for text in re.findall(r"-?\w{8} +64 +[\d,]+ +\d+ +(\d+) ", done.stdout)]
-    assert answers == ([2, 2] if varied in BASE_TWICE else [2, 1])
-
-
 def test_the_median_of_the_last_runs_of_the_same_kind(config, tmp_path):
     def train(tokens: int) -> dict[str, Any]:
         return {"tokens": tokens, "seconds": 1.0, "peak_memory_bytes": tokens}
 
     outputs, kind = tmp_path / "outputs", {"id": "m", "quantization": "none", "backend": "transformers"}
-    write(outputs / "oldest", train=train(9000), finished="2025-01-01T00:00:00+00:00")
+    write_record(outputs / "oldest", train=train(9000), finished="2025-01-01T00:00:00+00:00")
     for number, tokens in enumerate((100, 200, 300, 400)):
-        write(outputs / f"{number}", train=train(tokens))
-    write(tmp_path / "cache" / "measured" / "short", train=train(300))
+        write_record(outputs / f"{number}", train=train(tokens))
+    write_record(tmp_path / "cache" / "measured" / "short", train=train(300))
     others = (
         *({"model": kind | {"device_name": "there"}}, {"model": kind}, {"attempts": 2}, {"status": "failed"}),
         {"status": "running", "train": None},
         {"model": RECORD["model"] | {"compute": "fp8"}},
     )
     for number, change in enumerate(others):
-        write(outputs / f"other{number}", **{"train": train(7)} | change)
-    (write(outputs / "broken") / "run.json").write_text("{")
+        write_record(outputs / f"other{number}", **{"train": train(7)} | change)
+    (write_record(outputs / "broken") / "run.json").write_text("{")
     found = known_speed(config, tmp_path / "cache")
     assert (found.source, found.tokens_per_second, found.memory) == ("5 earlier runs", 300, 400)
 
@@ -147,13 +136,12 @@ def test_a_gpu_without_earlier_runs_has_the_speeds_of_the_named_file(config, tmp
         assert speed.answers_per_second == round(answers / sum(stage["seconds"] for stage in stages))
 
 
-def test_the_printed_plan():
+def test_the_printed_plan(capsys):
     known = PlannedRun("a", 10, 1000, 4, 8, False, 7200.0, 2e9, 3e9, "1 earlier run")
     changes = ({}, {"done": True}, {"seconds": None, "memory": 5e9}, {"seconds": 42.4}, {"seconds": 600.0})
-    out = StringIO()
     runs = [replace(known, run_id=f"tiny-x-s{number}-aaaaaaaa", **change) for number, change in enumerate(changes)]
-    print_plan(runs, ["seed=x: wrong"], Console(file=out, width=100, highlight=False))
-    lines = out.getvalue().splitlines()
+    print_plan(runs, ["seed=x: wrong"])
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Runs tiny-x-…"
     assert [line.split()[0] for line in lines[4:9]] == [f"s{number}-aaaaaaaa" for number in range(5)]
     assert [line.partition(" 8 ")[2].strip() for line in lines[4:9]] == ["2.0 h", "done", "unknown", "42 s", "10 min"]
@@ -179,9 +167,9 @@ def test_each_cell_of_several_sweeps_is_planned_with_its_own_settings(monkeypatc
     assert planned == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
     line = "sweep.name=a lora.r=0, sweep.name=b lora.r=0: lora.r=0: not 1 or more"
     assert line in out.splitlines(), "one line for all cells and seeds"
-    jobs = jobs_of(CommandLine(["+sweep=seeds", "data=pydocs_1k"]))
+    seeds = [job for job in jobs.known if "sweep.name=a" in job.overrides and not job.problems]
     monkeypatch.setattr(plan, "plan_run", Mock(side_effect=UserError("too few rows")))
-    assert plan_sweep(jobs, print) == 2
+    assert plan_sweep(replace(jobs, known=seeds), print) == 2
     assert capsys.readouterr().out.splitlines() == ["too few rows"]
 
 
@@ -209,13 +197,82 @@ def test_a_plan_before_and_after(place):
 
 
 @pytest.mark.whole
-def test_a_plan_counts_held_out_rows(place):
-    done = place.verb("train", *QUICK, "eval.limit=null", "eval.base=true", "data.held_out.rows=4", "plan=true")
-    assert done.returncode == 0, done.stderr
-    without = place.verb("train", *QUICK, "eval.limit=null", "eval.base=true", "plan=true")
-    counts = [
-        [int(text.replace(",", "")) for text in re.findall(r" ([\d,]+)(?= )", line)]
-        for line in (re.search(r"tiny-pydocs_64.*-s0-.*", each.stdout)[0] for each in (done, without))  # type: ignore[index]
-    ]
-    assert [rows for rows, *_ in counts] == [60, 64], "those of the base are in no mix"
-    assert counts[0][3] == counts[1][3] + 2 * (4 + 4), "of base and pool, before and after training"
+def test_a_plan_counts_held_out_rows_and_the_base_scores_of_the_same_settings_once(place):
+    """The runs share them by the same rule, see the tests of `Scorer`."""
+
+    def counts(*varied: str) -> list[tuple[int, int]]:
+        """Return the rows and answers of each run."""
+        done = place.verb("train", "-m", *QUICK, "eval.base=true", "sweep.name=base", "plan=true", *varied)
+        assert done.returncode == 0, done.stderr
+        lines = re.findall(r"-?\w{8} +(\d+) +[\d,]+ +\d+ +([\d,]+) ", done.stdout)
+        return [(int(rows), int(answers.replace(",", ""))) for rows, answers in lines]
+
+    varied = ("eval.temperature=0,1", "eval.max_prompt_tokens=512,1024", "seed=0,1")
+    assert counts(*varied) == [(64, answers) for answers in (2, 1, 2, 1, 2, 2, 2, 2)], (
+        "seeds count if answers are drawn"
+    )
+    (rows, answers), (all_rows, tuned) = counts("data.held_out.rows=4,0", "eval.limit=null")
+    assert (rows, all_rows) == (60, 64), "those of the base are in no mix"
+    assert answers == 2 * tuned + 2 * (4 + 4), "of base and pool, before and after training"
+
+
+def numbers(line):
+    """The smallest difference, the seeds and the examples of a line; None is no number."""
+    found = re.fullmatch(
+        r"  .+: differences from ([\d.]+); .+ takes (\S+)(?: number of)? seeds or (\S+)(?: number of)? examples", line
+    )
+    assert found, line
+    return float(found[1]), *(None if text == "no" else int(text.replace(",", "")) for text in found.groups()[1:])
+
+
+def test_without_scores_or_with_a_single_seed_the_power_is_unknown(config):
+    assert power_lines(config, 1, {"qa": 10}) == ["power: a single seed allows no test; add seeds, e.g. seed=0,1,2"]
+    (line,) = power_lines(config, 3, {"qa": 10})
+    assert line.startswith("power: unknown until a sweep of this model")
+
+
+def test_the_power_by_the_deviations_of_earlier_sweeps(config, tmp_path):
+    sweep = tmp_path / "multirun" / "table"
+    write_table(sweep, deviation=0.01, noise=0.02, examples=100)
+    write(build(sweep, 500, 0.95))
+    (tmp_path / "multirun" / "broken").mkdir()
+    (tmp_path / "multirun" / "broken" / "table.json").write_text("[]")
+    head, *lines = power_lines(config, 3, dict.fromkeys(TASKS, 100))
+    assert head == "power of 80% at the level 0.05 with 3 seeds and 400 examples, from earlier sweeps:"
+    assert [line.partition(":")[0].strip() for line in lines] == ["ROUGE-1", "ROUGE-2", "ROUGE-L"]
+    least, seeds, examples = numbers(lines[2])
+    assert 0.02 < least < 0.08, "about 3.3 deviations of 0.014"
+    assert 5 < seeds < 20
+    assert examples is None, "the deviation over seeds alone is too large"
+    assert numbers(power_lines(config, 30, dict.fromkeys(TASKS, 100))[3])[0] < 0.01
+    config.report.primary, config.report.margin = "rougeL", 0.1
+    _, line = power_lines(config, 3, dict.fromkeys(TASKS, 25))
+    assert "ROUGE-L" in line
+    assert numbers(line)[1] <= 3, "the margin is larger than what can be detected"
+    assert numbers(line)[2] == 100
+    config.model.name = "other"
+    assert power_lines(config, 3, dict.fromkeys(TASKS, 100))[0].startswith("power: unknown")
+    config.model.name = "tiny"
+    assert "base model" in power_lines(config, 3, {"summarisation": 100})[0], "the table has other tasks"
+
+
+def test_the_power_by_the_base_models_scores(config, tmp_path):
+    run = write_run(tmp_path / "outputs", noise=0.0, examples=400)
+    (tmp_path / "outputs" / "broken").mkdir()
+    (tmp_path / "outputs" / "broken" / "run.json").write_text("{")
+    head, *lines = power_lines(config, 3, dict.fromkeys(TASKS, 400))
+    assert head.endswith("1,600 examples, from the base model's scores, so over examples only:")
+    # The difficulty of an example has the deviation 0.12, so the error is √2 · 0.12 / √1600, and 2.8 of it are needed.
+    assert numbers(lines[0])[0] == pytest.approx(2.8 * 2**0.5 * 0.12 / 40, rel=0.15)
+    assert numbers(lines[0])[1] is None
+    assert 1_600 < numbers(lines[0])[2] < 6_400
+    for path in (run / "eval" / "base").glob("*.jsonl"):  # a metric that every example has at 0
+        path.write_text(path.read_text().replace('"scores": {', '"scores": {"exact_match": 0.0, '))
+    lines.insert(0, "  exact: unknown, since it is the same in all these scores")
+    assert power_lines(config, 3, dict.fromkeys(TASKS, 400)) == [head, *lines]
+    path = run / "eval" / "base" / "held_out_pool.jsonl"
+    path.write_text((run / "eval" / "base" / "summarisation.jsonl").read_text().replace("0.", "9."))
+    assert power_lines(config, 3, {**dict.fromkeys(TASKS, 400), "held_out_pool": 400}) == [head, *lines]
+    path = run / "eval" / "base" / "summarisation.jsonl"
+    path.write_text("".join(json.dumps({"id": number}) + "\n" for number in range(3)))
+    assert power_lines(config, 3, dict.fromkeys(TASKS, 400))[0].startswith("power: unknown")

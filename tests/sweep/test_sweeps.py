@@ -1,46 +1,36 @@
 """Whole sweeps on tiny weights: skipped, retried and failed cells, two processes, overhead, and the final message."""
 
 import json
+import os
 import re
-import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.sweep.conftest import QUICK, SWEEP, runs_in
+from tests.sweep.conftest import QUICK, SWEEP, check_runs, runs_in
 from tests.whole import Workplace, adapter_of, answers_of, record_of
 from tometune.runs.lock import run_lock
 
 pytestmark = pytest.mark.whole
 
 WATCH = """
-import collections, json, pkgutil, runpy, sys
-counts = collections.Counter()
-def counted(place):
-    module, full_name = place.split(":")
-    name = full_name.rpartition(".")[2]
-    owner = pkgutil.resolve_name(place.rpartition("." if "." in full_name else ":")[0])
-    real = getattr(owner, name)
-    def call(*arguments, **keywords):
-        counts[full_name] += 1
-        return real(*arguments, **keywords)
-    setattr(owner, name, call)
-for place in PLACES:
-    counted(place)
+import json, pkgutil, runpy, sys
+from unittest import mock
+real = {place: pkgutil.resolve_name(place) for place in PLACES}
+spies = {place: mock.patch(place, autospec=True, side_effect=real[place]).start() for place in PLACES}
 runpy.run_module("tometune.train", run_name="__main__", alter_sys=True)
 heavy = sorted({"torch", "transformers", "trl", "datasets", "wandb"} & set(sys.modules))
-print(json.dumps([counts, heavy]))
+print(json.dumps([{place: spy.call_count for place, spy in spies.items()}, heavy]))
 """
 """Runs `train`, counts the calls of some functions, and lists the heavy modules that were imported."""
 
+LOAD = "tometune.models.load.load_model"
 PLACES = (
-    *("tometune.models.load:load_model", "tometune.models.tokenizer:load_tokenizer"),
-    *("tometune.data.mix:build_mix", "tometune.data.tokens:tokenise", "tometune.evaluation.tasks:load_tasks"),
-    *("tometune.training.sft:fit", "tometune.evaluation.scoring:Scorer.stage"),
+    *(LOAD, "tometune.models.tokenizer.load_tokenizer", "tometune.data.mix.build_mix", "tometune.data.tokens.tokenise"),
+    *("tometune.evaluation.tasks.load_tasks", "tometune.training.sft.fit", "tometune.evaluation.scoring.Scorer.stage"),
 )
 
 
@@ -75,7 +65,7 @@ def test_the_same_command_again_runs_nothing_and_imports_no_torch(place, finishe
 def test_a_larger_sweep_of_the_same_name_runs_what_is_new_and_loads_all_once(place, finished):
     attempts = {name: record["attempts"] for name, record in records_in(finished).items()}
     stderr, (counts, _) = watched(place, PLACES, "-m", *QUICK, "seed=0,1,2,3", "sweep.name=finished")
-    assert counts == {name.partition(":")[2]: 2 for name in PLACES} | {"load_model": 1}  # the second run uses it again
+    assert counts == dict.fromkeys(PLACES, 2) | {LOAD: 1}  # the second run uses it again
     assert "4 runs, 2 completed, 2 not started" in stderr
     assert stderr.count("nothing to do") == 2
     now = records_in(finished)
@@ -94,36 +84,25 @@ def test_a_wrong_value_is_reported_and_does_not_stop_the_others(place, finished)
 
 
 def test_failed_cells_are_retried_unless_retry_failed_is_false(place):
-    sweep = ("-m", *QUICK, "seed=7,8", "sweep.name=retried")
+    sweep = ("-m", *QUICK, "sweep.name=retried")
     folder = place.folder / "multirun" / "retried"
-    status, stderr = place.train(*sweep, moment=("tometune.training.sft:save_adapter", 1, "SIGKILL"))
-    assert status == -9
-    (run,) = folder.glob("*/run.json")
-    record = json.loads(run.read_text())
-    run.write_text(json.dumps(record | {"status": "failed", "error": "RuntimeError: boom"}))
-
-    status, stderr = place.train(*sweep, "sweep.retry_failed=false")
-    assert status == 1
-    assert f"{run.parent.name}: failed: RuntimeError: boom" in stderr
-    assert record_of(run.parent)["attempts"] == 1
-    assert sorted(entry["status"] for entry in records_in(folder).values()) == ["completed", "failed"]
-
-    status, stderr = place.train(*sweep)
-    assert status == 0, stderr
-    assert record_of(run.parent)["attempts"] == 2
-    assert "error" not in record_of(run.parent)
-
-
-def start(place: Workplace, *overrides: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "tometune.train", *overrides]
-    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=place.env, cwd=place.folder, **pipes)
+    status, stderr = place.train(*sweep, "seed=7", moment=("tometune.training.sft:save_adapter", 1, "ENOSPC"))
+    assert status == 1, stderr
+    (failed,) = runs_in(folder)
+    for more, expected in ((["sweep.retry_failed=false"], "failed"), ([], "completed")):
+        status, stderr = place.train(*sweep, "seed=7,8", *more)
+        records = records_in(folder)
+        assert (f"  {failed}: failed: SaveError: " in stderr) == ("error" in records[failed]) == (expected == "failed")
+        assert (status, records[failed]["attempts"]) == ((1, 1) if expected == "failed" else (0, 2)), stderr
+        assert sorted(record["status"] for record in records.values()) == ["completed", expected]
 
 
 @pytest.mark.nightly
 def test_two_processes_share_a_sweep(place):
     """Both start at the same time; each cell is run once, by either of them."""
-    processes = [start(place, "-m", *QUICK, "seed=0,1,2,3", "sweep.name=shared") for _ in range(2)]
+    command = [sys.executable, "-m", "tometune.train", "-m", *QUICK, "seed=0,1,2,3", "sweep.name=shared"]
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, env=place.env, cwd=place.folder, **pipes) for _ in range(2)]
     outcomes = [(process.communicate(timeout=250)[1], process.returncode) for process in processes]
     records = records_in(place.folder / "multirun" / "shared")
     assert [(entry["status"], entry["attempts"]) for entry in records.values()] == [("completed", 1)] * 4, outcomes
@@ -140,51 +119,34 @@ def test_two_processes_share_a_sweep(place):
     assert table["missing"] == [], "the last one to read the sweep wrote the report"
 
 
-@pytest.mark.nightly
-def test_a_run_of_another_process_is_missing_in_the_report_and_exits_1(place):
-    command = ("-m", *QUICK, "seed=0,1", "sweep.name=taken")
-    folder = place.folder / "multirun" / "taken"
-    status, stderr = place.train(*command, "lora.r=0", "sweep.name=taken")
-    assert status == 2, stderr
-    status, stderr = place.train("-m", *QUICK, "seed=1", "sweep.name=taken")
-    assert status == 0, stderr
-    (run,) = folder.glob("*/run.json")
-    shutil.rmtree(run.parent)
-    with run_lock(run.parent):
+def test_a_single_run_is_that_of_a_sweep_and_a_second_terminal_sees_who_works_on_it(place, finished):
+    """The sweep's second run, which used the base model that the first one had loaded and TRL's trainer patched."""
+    command, (_, name) = (*QUICK, "seed=1", "paths.outputs=single"), runs_in(finished)
+    run = place.folder / "single" / name
+    with run_lock(run):
         status, stderr = place.train(*command)
-    assert status == 1, stderr
-    assert f"1 of 2 runs are missing:\n  {run.parent.name}: running elsewhere" in stderr
-    table = json.loads((folder / "table.json").read_text())
-    assert [entry["run_id"] for entry in table["missing"]] == [run.parent.name]
-    assert f"missing: {run.parent.name}" in (folder / "report.html").read_text()
+    owner = rf"process {os.getpid()} on \S+ \(since \S+\)"
+    assert status == 2
+    assert re.match(rf"single/{name}: already being run by {owner}; wait", stderr.splitlines()[-1]), stderr
     status, stderr = place.train(*command)
     assert status == 0, stderr
-    assert json.loads((folder / "table.json").read_text())["missing"] == []
+    assert adapter_of(run) == adapter_of(finished / name)
+    assert answers_of(run) == answers_of(finished / name) != {}
 
 
-def test_a_second_terminal_sees_who_works_on_a_single_run(place):
-    long = (*QUICK, "trainer.max_steps=400", "paths.outputs=single")
-    first = start(place, *long)
-    try:
-        while not list(place.folder.glob("single/*/.lock")):
-            time.sleep(0.05)
-        status, stderr = place.train(*long)
-        line = stderr.splitlines()[-1]
-        owner = rf"process {first.pid} on \S+ \(since \S+\)"
-        assert status == 2
-        assert re.match(rf"single/tiny-\S+: already being run by {owner}; wait", line), line
-    finally:
-        first.kill()
-        first.communicate()
-
-
-def test_the_runs_of_a_sweep_are_those_of_single_commands(place, finished):
-    """Also of the second one, which uses the base model that the first one loaded and TRL's trainer patched."""
-    status, stderr = place.train(*QUICK, "seed=1")
-    assert status == 0, stderr
-    single = place.run_folder()
-    assert adapter_of(single) == adapter_of(finished / single.name)
-    assert answers_of(single) == answers_of(finished / single.name) != {}
+def test_processes_make_the_same_runs_and_report_errors_at_the_end(place, finished):
+    """The base has only 1,000 rows, which is noticed in the run's process."""
+    launcher = ("sweep.name=failing", "hydra/launcher=processes")
+    done = place.verb("train", *SWEEP, "data.rows=64,100000", *launcher)
+    check_runs(finished, "failing", done.stderr)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    *_, count, one, two = done.stderr.splitlines()
+    assert count == "2 of 4 runs are missing:", done.stderr
+    for line in (one, two):
+        assert re.match(r"  tiny-pydocs_64-s[01]-\w{8}: failed: data\.base\.rows=100000: the base has 1,000 ", line)
+    cells = json.loads((finished.with_name("failing") / "sweep.json").read_text())["cells"]
+    assert ["error" in cell for cell in cells] == [False, True, False, True]
 
 
 def test_a_data_file_that_was_replaced_makes_other_cells(place):

@@ -1,35 +1,21 @@
 """What every tracker gets at the end of a run; and whatever breaks in a tracker costs one warning, never the run."""
 
-import json
 import logging
-from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 
+from tests.tracking.conftest import write_predictions
 from tometune.common.errors import UserError
 from tometune.config.tracking import Tracker, TrackingConfig
 from tometune.tracking import tracker as tracking
 from tometune.tracking.tracker import RunLabels, RunTracker, check_tracker, prediction_tables, sanitise, start_tracker
 
 
-def write_predictions(folder: Path, stage: str, task: str, count: int) -> None:
-    """Write `count` scored examples as a run does."""
-    path = folder / "eval" / stage / f"{task}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for n in range(count):
-            answer = {"prediction": f"{stage} answer {n}", "references": ["one", "two"], "scores": {"rouge1": n / 10}}
-            print(
-                json.dumps({"id": f"{task}-{n}", "prompt": f"<|im_start|>user\nQuestion {n}?<|im_end|>\n", **answer}),
-                file=file,
-            )
-
-
 def test_prediction_tables_hold_every_stage_and_fill_what_a_row_lacks(tmp_path):
-    write_predictions(tmp_path, "base", "qa", 5)
-    write_predictions(tmp_path, "tuned", "qa", 5)
+    write_predictions(tmp_path, "base", 5)
+    write_predictions(tmp_path, "tuned", 5)
     columns, rows = prediction_tables(tmp_path, 2)["qa"]
     assert columns == ["stage", "id", "prompt", "prediction", "references", "scores.rouge1"]
     assert [row[:2] for row in rows] == [["base", "qa-0"], ["base", "qa-1"], ["tuned", "qa-0"], ["tuned", "qa-1"]]
@@ -50,7 +36,7 @@ def labels(tmp_path):
     folder = tmp_path / "run"
     (folder / "adapter").mkdir(parents=True)
     (folder / "mix.json").write_text("{}")
-    write_predictions(folder, "base", "qa", 2)
+    write_predictions(folder, "base", 2)
     return RunLabels("run", "train", "g", folder, {})
 
 
@@ -61,7 +47,7 @@ def track(labels, config=TrackingConfig(), **methods):  # noqa: B008 -- only rea
     with made(config, labels) as tracker:
         for step in range(3):
             tracker.log({"train/loss": 1.0}, step)
-        tracker.results(record, labels.folder)
+        tracker.results(record, labels.folder, dict)
         tracker.page("report", "<p>")
     return tracker.describe()
 
@@ -95,7 +81,7 @@ def test_a_lost_connection_is_not_tried_again(labels):
 def test_broken_predictions_are_a_warning(labels, caplog):
     (labels.folder / "eval" / "base" / "qa.jsonl").write_text("{broken")
     tracker = RunTracker(TrackingConfig(tracker=Tracker.none), labels)
-    tracker.results({"model": {}, "train": {"steps": 7}}, labels.folder)
+    tracker.results({"model": {}, "train": {"steps": 7}}, labels.folder, dict)
     assert "none: results failed" in caplog.text
     assert tracker.step == 7, "an attempt that found the training finished has logged no step itself"
 

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import socket
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.tracking.conftest import DOWN, ID, KEY, WANDB, inspect, records, the_folder, track_in
+from tests.tracking.conftest import DOWN, ID, KEY, RUN_ID, WANDB, inspect, records, the_folder, track_in
 from tests.tracking.server import WandbServer
 from tests.whole import Workplace, curve_of
 from tometune.common.errors import UserError
@@ -25,10 +26,15 @@ tracker = start_tracker(TrackingConfig(), RunLabels("x", "train", "g", Path("out
 """
 
 
-def losses(written):
-    """The points of the curve `train/loss`: step and value."""
-    points = [record["history"]["item"] for record in written if record["type"] == "history"]
+def losses(folder):
+    """The points of the curve `train/loss` in a folder of W&B: step and value."""
+    points = [record["history"]["item"] for record in records(folder) if record["type"] == "history"]
     return [(point["_step"], point["train/loss"]) for point in points if "train/loss" in point]
+
+
+def run_record(folder):
+    [found] = [record["run"] for record in records(folder) if record["type"] == "run"]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +51,8 @@ def test_offline_without_a_key(offline_run):
     run = the_folder(place / "outputs" / "run")
     assert printed["tracking"] == printed["after"]
     assert printed["tracking"] == {
-        "tracker": "wandb",
-        "mode": "offline",
-        "reason": f"no API key (`{WANDB} login` stores one)",
-        "path": f"someone/tometune/{ID}",
-        "url": None,
-        "folders": [str(run)],
-        "sync": f"{WANDB} sync {run}",
+        **{"tracker": "wandb", "mode": "offline", "reason": f"no API key (`{WANDB} login` stores one)"},
+        **{"path": f"someone/tometune/{ID}", "url": None, "folders": [str(run)], "sync": f"{WANDB} sync {run}"},
     }
     assert printed["modules"] == ["wandb"]
     assert f"{WANDB} sync" in stderr
@@ -65,18 +66,16 @@ def test_everything_of_the_run_and_nothing_of_the_machine_is_written(offline_run
     summary = json.loads(inspect("--summary", str(folder)))
     assert summary["config"] == {"trainer": {"learning_rate": 2e-4}}
     assert (summary["project"], summary["entity"], summary["run_id"]) == ("tometune", "someone", ID)
-    assert (summary["name"], summary["tags"], summary["state"]) == ("tiny-mix:1k-s0-abcdef01", ["first"], "finished")
+    assert (summary["name"], summary["tags"], summary["state"]) == (RUN_ID, ["first"], "finished")
     expected = {"data/rows": 3, "train/steps": 2, "eval/base/rouge1": 0.25, "eval/tuned/rouge1": 0.5}
     expected |= {"eval/gain/rougeL": 0.02, "eval/gain/rougeL_low": -0.01, "eval/gain/rougeL_high": 0.05}
     assert summary["summary"].items() >= expected.items()
     assert summary["summary"]["predictions/qa"]["_type"] == "table-file"
 
-    written = records(folder)
-    [run] = [record["run"] for record in written if record["type"] == "run"]
+    written, run = records(folder), run_record(folder)
     assert (run["job_type"], run["run_group"], run["resume"]) == ("train", "g", True)
     assert run["git"] == {"commit": "c" * 40}
     assert "stats" in {record["type"] for record in written}, "use of GPU, memory and CPU"
-    assert losses(written) == [(0, 1), (1, 1 / 2), (2, 1 / 3)]
     artifacts = {r["artifact"]["name"]: r["artifact"] for r in written if r["type"] == "artifact"}
     [table] = [name for name in artifacts if name.startswith(f"run-{ID}-predictionsqa")]
     assert set(artifacts) == {f"mix-{ID}", f"adapter-{ID}", table}
@@ -96,16 +95,17 @@ def test_everything_of_the_run_and_nothing_of_the_machine_is_written(offline_run
 
 
 def test_a_resumed_run_continues_at_its_step_and_sync_names_wandb_where_no_environment_is_active(
-    track, folder, tmp_path
+    offline_run, track, tmp_path
 ):
+    shutil.copytree(offline_run[0] / "outputs", tmp_path / "outputs")
     inactive = {"PATH": os.defpath, "HOME": str(tmp_path)}
-    first = json.loads(track(env=inactive).stdout)["tracking"]
-    second = json.loads(track(first_step=3, env=inactive, system=False).stdout)["tracking"]
-    one, two = second["folders"]
-    assert first["folders"] == [one]
-    assert second["sync"] == f"{Path(sys.executable).with_name('wandb')} sync {one} {two}"
-    assert [step for path in (one, two) for step, _ in losses(records(Path(path)))] == [0, 1, 2, 3, 4, 5]
-    assert "stats" not in {record["type"] for record in records(Path(two))}, "tracking.system=false"
+    tracking = json.loads(track(first_step=2, env=inactive, system=False).stdout)["tracking"]
+    one, two = map(Path, tracking["folders"])
+    assert one.name == the_folder(offline_run[0] / "outputs" / "run").name
+    assert tracking["sync"] == f"{Path(sys.executable).with_name('wandb')} sync {one} {two}"
+    assert losses(one) == [(0, 1), (1, 1 / 2), (2, 1 / 3)]
+    assert losses(two) == [(3, 1 / 4), (4, 1 / 5)], "step 2 was logged before"
+    assert "stats" not in {record["type"] for record in records(two)}, "tracking.system=false"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds W&B's process through /proc")
@@ -141,24 +141,28 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.nightly
 @pytest.mark.whole
-def test_the_curve_of_a_run_that_was_killed_is_its_file(tmp_path):
+def test_the_curve_of_a_run_that_was_killed_is_its_file_and_its_group_is_the_sweep(tmp_path):
     place = Workplace(tmp_path)
-    command = ("+experiment=smoke", "tracking=wandb", "tracking.mode=offline", "eval.base=false")
-    steps = ("trainer.max_steps=12", "trainer.save_steps=3")
+    command = ("-m", "+experiment=smoke", "tracking=wandb", "tracking.mode=offline", "eval.base=false")
+    command += ("sweep.name=pair", "trainer.max_steps=12", "trainer.save_steps=3")
     for moment in (
         ("tometune.training.trainer:MeteredTrainer.training_step", 5, "SIGKILL"),
         ("tometune.training.sft:save_adapter", 1, "SIGKILL"),
         ("tometune.evaluation.scoring:write_result", 1, "SIGKILL"),
     ):
-        status, stderr = place.train(*command, *steps, moment=moment)
+        status, stderr = place.train(*command, moment=moment)
         assert status == -9, stderr
-    status, stderr = place.train(*command, *steps)
+    status, stderr = place.train(*command)
     assert status == 0, stderr
-    run = place.run_folder()
+    [run] = [path.parent for path in tmp_path.glob("multirun/pair/*/run.json")]
     attempts = sorted(run.glob("wandb/offline-run-*"))
     assert len(attempts) == 4
-    logged = [point for path in attempts for point in losses(records(path))]
+    logged = [point for path in attempts for point in losses(path)]
     assert logged == [(step, pytest.approx(loss)) for step, loss in curve_of(run)]
+    written = run_record(attempts[3])
+    assert (written["run_group"], written["job_type"], written["display_name"]) == ("pair", "train", run.name)
+    values = json.loads(inspect("--summary", str(attempts[3])))["summary"]
+    assert {"data/rows", "train/tokens_per_second", "eval/tuned/rouge1"} <= set(values), "what the panels show"
 
 
 def test_rejected_tables_and_artifacts_are_one_warning_and_a_failed_run_is_marked(folder, run_python):
@@ -177,33 +181,17 @@ with tracker:
     assert (summary["exit_code"], summary["state"], summary["summary"]["train/loss"]) == (1, "failed", 1.0)
 
 
-@pytest.mark.nightly
-@pytest.mark.whole
-def test_one_group_per_sweep_and_one_name_per_cell(run_verb, tmp_path):
-    done = run_verb("train", "-m", "+experiment=smoke", "tracking=wandb", "seed=0,1", "sweep.name=pair")
-    assert done.returncode == 0, done.stderr
-    for folder in (path.parent for path in (tmp_path / "multirun" / "pair").glob("*/run.json")):
-        path = the_folder(folder)
-        written = records(path)
-        (run,) = [record["run"] for record in written if record["type"] == "run"]
-        assert (run["run_group"], run["job_type"], run["display_name"]) == ("pair", "train", folder.name)
-        values = json.loads(inspect("--summary", str(path)))["summary"]
-        assert {"data/rows", "train/tokens_per_second", "eval/tuned/rouge1"} <= set(values), "what the panels show"
-        assert losses(written)
-
-
-@pytest.mark.parametrize("kind", ["down", "rejecting", pytest.param("silent", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("kind", ["rejecting", pytest.param("silent", marks=pytest.mark.nightly)])
 def test_a_bad_server_means_offline(kind, track, folder, tmp_path):
     reason = "401" if kind == "rejecting" else "did not accept the run within 2 s"
     with WandbServer(status=401) as server, socket.create_server(("127.0.0.1", 0)) as silent:
-        urls = {"rejecting": server.url, "silent": f"http://127.0.0.1:{silent.getsockname()[1]}"}
-        env = DOWN | ({"WANDB_BASE_URL": urls[kind]} if kind in urls else {})
-        done = track(env={"WANDB_API_KEY": KEY, **env})
+        url = server.url if kind == "rejecting" else f"http://127.0.0.1:{silent.getsockname()[1]}"
+        done = track(env={**DOWN, "WANDB_API_KEY": KEY, "WANDB_BASE_URL": url})
     printed = json.loads(done.stdout)
     assert printed["tracking"]["mode"] == "offline"
     assert reason in printed["tracking"]["reason"]
     assert printed["seconds"] < 20, "it waits for WANDB_INIT_TIMEOUT, which is 20 s by default"
-    assert f"WARNING W&B is offline ({env['WANDB_BASE_URL']}" in done.stderr
+    assert f"WARNING W&B is offline ({url}" in done.stderr
     assert f"{WANDB} sync {the_folder(folder).relative_to(tmp_path)}" in done.stderr
     assert list(folder.glob("wandb/run-*")) == []
     assert [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []

@@ -41,10 +41,10 @@ def shell_word(text: str) -> str:
     return shlex.quote(text)
 
 
-def hydra_text(text: str) -> str:
+def hydra_text(text: str, quote: str = '"') -> str:
     """Return a text as a quoted value of Hydra, where quotes are escaped, and only those backslashes before them."""
-    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + (found[2] and f"\\{found[2]}"), text)
-    return f'"{escaped}"'
+    escaped = re.sub(rf"(\\*)({quote}|$)", lambda found: 2 * found[1] + (found[2] and f"\\{found[2]}"), text)
+    return f"{quote}{escaped}{quote}"
 
 
 def did_you_mean(wrong: str, valid: Iterable[str]) -> str:

@@ -4,7 +4,6 @@ Hydra needs the arms when it composes the sweep, so a preset asks for them with 
 from the rows by source that `prepare` cached. Nothing is downloaded here.
 """
 
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from tometune.common.distributed import is_first
-from tometune.common.errors import UserError, some
+from tometune.common.errors import UserError, hydra_text, some
 from tometune.config.data import DataConfig, SourceConfig, SourceKind
 from tometune.runs import inputs  # noqa: F401 -- its resolvers name a mix over one's own file
 
@@ -29,18 +28,18 @@ def source_arms(key: str, _root_: DictConfig) -> str:
         UserError: the sources are not known, there is only one, `sweep.sources` names another, none is drawn from, or
             no arm has enough rows.
     """
-    data = _data(_root_)
+    data, cache = _data_and_cache(_root_)
     if not data.draws:
         raise UserError(
             f"data.pool.{key}: the sweep varies the sources of the pool, and this mix draws no rows from one; choose a "
             "mix that does, e.g. data=mix_300k, files_300k or pydocs_3k"
         )
-    groups = _groups(data, key == "only", list(_root_.sweep.sources), Path(_root_.paths.cache).expanduser().resolve())
+    groups = _groups(data, key == "only", list(_root_.sweep.sources), cache)
     if not groups:
         raise UserError(
             f"data.rows={data.rows}: no arm has enough rows to draw, so there is nothing to compare; set less"
         )
-    return ",".join("[" + ",".join(map(_quoted, group)) + "]" for group in ([], *groups))
+    return ",".join("[" + ",".join(hydra_text(name, "'") for name in group) + "]" for group in ([], *groups))
 
 
 def added_rows(_root_: DictConfig) -> str:
@@ -51,8 +50,7 @@ def added_rows(_root_: DictConfig) -> str:
     Raises:
         UserError: a file is missing, or the pool is too small for any arm.
     """
-    asked, cache = [*_root_.sweep.add], Path(_root_.paths.cache).expanduser().resolve()
-    data = _data(_root_)
+    asked, (data, cache) = [*_root_.sweep.add], _data_and_cache(_root_)
     pool, base = data.pool, data.base
     assert pool is not None
     if not (base.path and _is_known(pool, "data.pool", cache)):
@@ -72,10 +70,10 @@ def added_rows(_root_: DictConfig) -> str:
     return ",".join(map(str, [0, *(number for number in asked if number <= rows)]))
 
 
-def _data(_root_: DictConfig) -> DataConfig:
+def _data_and_cache(_root_: DictConfig) -> tuple[DataConfig, Path]:
     data = OmegaConf.to_object(OmegaConf.merge(DataConfig, OmegaConf.to_container(_root_.data, resolve=True)))
     assert isinstance(data, DataConfig)
-    return data
+    return data, Path(_root_.paths.cache).expanduser().resolve()
 
 
 def _is_known(source: SourceConfig, key: str, cache: Path) -> bool:
@@ -118,9 +116,8 @@ def _groups(data: DataConfig, only: bool, named: Sequence[str], folder: Path) ->
         )
     for name in named:
         check_source(f"sweep.sources: {name}", name, pool.names)
-    if data.pool.add is not None or data.rows is None:
-        added = data.pool.add or 1
-    else:
+    added = data.pool.add or 1
+    if data.pool.add is None and data.rows is not None:
         added = data.rows - (min(len(base.rows), data.rows) if whole_base and base else data.base.rows or 0)
     if added <= 0:
         raise UserError(f"data.rows={data.rows}: the base fills the mix, so no source is drawn; set data.base.rows=…")
@@ -133,23 +130,19 @@ def _groups(data: DataConfig, only: bool, named: Sequence[str], folder: Path) ->
 
     own = list(named) or [name for name in rows if not only or drawn([name]) >= added][:LARGEST]
     others = [name for name in rows if name not in own]
-    groups = [*([name] for name in own), *([others] if others else [])]
-    for group in groups:
-        if drawn(group) < added:
+    groups = []
+    for group in [*([name] for name in own), *([others] if others else [])]:
+        if (count := drawn(group)) >= added:
+            groups.append(group)
+        else:
             arm = group[0] if len(group) == 1 else f"the {len(group)} other sources"
-            _print_once(f"no arm for {arm}: {max(0, drawn(group)):,} rows to draw from, and the mix needs {added:,}")
-    return [group for group in groups if drawn(group) >= added]
+            _print_once(f"no arm for {arm}: {max(0, count):,} rows to draw from, and the mix needs {added:,}")
+    return groups
 
 
 @cache
 def _print_once(line: str) -> None:  # Hydra asks for the arms several times
     print(line, file=sys.stderr)
-
-
-def _quoted(name: str) -> str:
-    """Return a name as Hydra quotes it: backslashes in front of a quote are doubled."""
-    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + (found[2] and f"\\{found[2]}"), name)
-    return f"'{escaped}'"
 
 
 # At import: the verbs that compose a sweep import this module for it.

@@ -6,7 +6,7 @@ Cells with an invalid config are found earlier, in `config/sweep_cells.py`; here
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -51,10 +51,9 @@ def begin_sweep(jobs: Jobs) -> bool:
         statuses = [status_of(folder, cell) for cell in cells]
         counts = Counter(status.state for status in statuses)
         left += len(cells) - counts[State.completed]
-        if is_first():
-            states = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
-            wrong = [str(status) for status in statuses if status.cell.run_id is None]
-            print(f"sweep {folder}: {len(cells)} runs, {states}", *wrong, sep="\n", file=sys.stderr)
+        states = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+        wrong = [str(status) for status in statuses if status.cell.run_id is None]
+        _print_lines(f"sweep {folder}: {len(cells)} runs, {states}", wrong)
     return left > 0
 
 
@@ -69,8 +68,7 @@ def check_primary(jobs: Jobs) -> None:
         if problem := check_question(planned(folder, [job.config for job in own]), jobs.config.report):
             with suppress(DamageError):  # a broken list is written again
                 if any(cell.overrides not in [job.overrides for job in own] for cell in read_cells(folder)):
-                    if is_first():
-                        print(f"{problem}; only other commands of this sweep may have them", file=sys.stderr)
+                    _print_lines(f"{problem}; only other commands of this sweep may have them")
                     continue
             raise UserError(problem)
 
@@ -98,17 +96,17 @@ def end_sweep(jobs: Jobs, reported: Mapping[Path, Mapping[str, str] | None]) -> 
             elif folder.name != ADHOC:
                 others.append(line)
     if missing:
-        print(f"{len(missing)} of {len(statuses)} runs are missing:", *missing, sep="\n", file=sys.stderr)
+        _print_lines(f"{len(missing)} of {len(statuses)} runs are missing:", missing)
     if others:
-        print(
-            "missing runs of other commands in this sweep (another sweep.name leaves them out):",
-            *others,
-            sep="\n",
-            file=sys.stderr,
-        )
+        _print_lines("missing runs of other commands in this sweep (another sweep.name leaves them out):", others)
     if not missing and not others:
         return 0
     return 2 if all(status.wrong_input for status in statuses) else 1
+
+
+def _print_lines(head: str, lines: Iterable[str] = ()) -> None:
+    if is_first():
+        print(head, *lines, sep="\n", file=sys.stderr)
 
 
 def folders_with_results(jobs: Jobs) -> list[Path]:

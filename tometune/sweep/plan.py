@@ -142,9 +142,9 @@ def without_base(run: PlannedRun, others: Iterable[PlannedRun]) -> PlannedRun:
 
 
 def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
-    """Return the plan of one run. Its mix and tokens are made and cached for the run.
+    """Return the plan of one run; makes and caches its mix and tokens.
 
-    `measure` makes a run of a config. It gets the config of a short run if `plan=measure` and the speed is unknown.
+    `measure` gets the config of a short run to make if `plan=measure` and the speed is unknown.
 
     Raises:
         UserError: the data or a task does not allow the run.
@@ -162,8 +162,7 @@ def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
     epochs = steps / math.ceil(len(rows) / effective_batch(config.trainer))
     read, trained = round(tokens.counts.tokens * epochs), round(tokens.counts.trainable_tokens * epochs)
     source = locate(config.model, inputs.cache, weights=False)
-    rows_of_mix = len(inputs.mix.row_ids)
-    parameters = parameters_to_train(source, config.lora)
+    rows_of_mix, parameters = len(inputs.mix.row_ids), parameters_to_train(source, config.lora)
     capacity = capacity_line(rows_of_mix, trained, parameters, config.lora.enabled, epochs)
     examples = {task.name: len(task.examples) for task in inputs.tasks}
     answers = sum(examples.values()) * (2 if config.eval.base else 1)
@@ -286,9 +285,9 @@ def _short_run(config: Config, cache: Path) -> Config:
     )
 
 
-def print_plan(runs: Sequence[PlannedRun], problems: Sequence[str], console: Console | None = None) -> None:
+def print_plan(runs: Sequence[PlannedRun], problems: Sequence[str]) -> None:
     """Print the plan, and the problems of cells that cannot be run."""
-    console = console or Console(highlight=False)
+    console = Console(highlight=False)
     # Ids of a sweep begin alike; 80 columns hold the part that differs.
     ids = [run.run_id for run in runs] if len(runs) > 1 else [""]
     same = takewhile(lambda letters: letters[0] == letters[1], zip(min(ids), max(ids), strict=False))
@@ -307,8 +306,8 @@ def print_plan(runs: Sequence[PlannedRun], problems: Sequence[str], console: Con
     left = [run for run in runs if not run.done]
     known, unknown = ([run for run in left if (run.seconds is None) is absent] for absent in (False, True))
     tokens, steps = sum(run.tokens for run in left), sum(run.steps for run in left)
-    states = f"{len(runs) - len(left)} done, {len(left)} left with {tokens:,} tokens, {steps:,} steps"
-    lines = [f"{len(runs)} runs: {states}"]
+    done = f"{len(runs) - len(left)} done"
+    lines = [f"{len(runs)} runs: {done}, {len(left)} left with {tokens:,} tokens, {steps:,} steps"]
     if known:
         time = duration(sum(run.seconds or 0.0 for run in known))
         disks = [run.disk for run in known if run.disk is not None]

@@ -141,9 +141,7 @@ class RunTracker:
         self.finish("completed" if kind is None else "failed")
 
     @_safe
-    def results(
-        self, record: Mapping[str, Any], folder: Path, gains: Callable[[], Mapping[str, Any]] = dict[str, Any]
-    ) -> None:
+    def results(self, record: Mapping[str, Any], folder: Path, gains: Callable[[], Mapping[str, Any]]) -> None:
         """Store the results of a run: the numbers of run.json, its gains, predictions, its mix and its adapter."""
         if record.get("train"):  # an attempt that found the training finished has logged no step itself
             self.step = max(self.step, record["train"]["steps"])
@@ -253,9 +251,9 @@ def prediction_tables(folder: Path, rows_per_stage: int) -> dict[str, tuple[list
                     row["prompt"] = re.sub(r"\n{3,}", "\n\n", MARKERS.sub("\n", row["prompt"])).strip()
                 for key, value in row.items():
                     if isinstance(value, list):  # e.g. of references
-                        texts = (
-                            part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in value
-                        )
+                        texts = [
+                            each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for each in value
+                        ]
                         row[key] = "\n\n".join(texts)
                 examples.setdefault(path.stem, []).append(row)
     tables = {}
