@@ -13,7 +13,7 @@ from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, PoolConfig, SourceKind
 from tometune.data.mix import Mix, Part, build_mix
 from tometune.data.standardise import Standardised
-from tometune.data.template_support import Messages
+from tometune.data.template import Messages
 
 
 def conversation(number: int | str, **columns: Any) -> dict[str, Any]:

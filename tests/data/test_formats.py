@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from tests.data.conftest import error_of, files
 from tometune.config.data import REJECTED, Preference, RowFormat
-from tometune.data.columns import COLUMNS
-from tometune.data.formats import ROLES, Reader
+from tometune.data.formats import COLUMNS, ROLES, Reader
 from tometune.data.turns import ARGUMENT_KEYS, MEDIA, TEXT_KEYS, WEIGHT_KEYS, FormatError, Turn, is_empty
 
 S, QA = ("system", "s"), [("user", "q"), ("assistant", "a")]

@@ -4,6 +4,7 @@
 """
 
 import re
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,7 @@ from tests.data.chatml import CHATML, chatml_tokenizer, turns
 from tests.fixtures.llama3 import TEMPLATES
 from tometune.common.errors import UserError
 from tometune.data.encoder import Encoder, verify
-from tometune.data.template import Template
-from tometune.data.template_support import Messages
+from tometune.data.template import Messages, Template
 from tometune.evaluation.generation import greedy
 from tometune.models.tokenizer import adapt
 
@@ -36,11 +36,12 @@ TIDE = {"name": "tide", "description": "Tide times of a port.", "parameters": PA
 TOOLS = [{"type": "function", "function": TIDE}]
 
 
-def tokenizer_with(name: str, thinking: bool) -> Any:
+@cache
+def template_of(name: str, thinking: bool) -> Template:
     tokenizer = chatml_tokenizer((TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"))
     tokenizer.add_special_tokens({"additional_special_tokens": sorted({*ENDS} - {"<|im_end|>", "<|endoftext|>"})})
     tokenizer.chat_template = adapt(tokenizer, thinking)
-    return tokenizer
+    return Template(tokenizer)
 
 
 def exchanges(count: int, system: bool = False, **more: str) -> Messages:
@@ -58,8 +59,7 @@ def trained(template: Template, messages: Messages) -> list[str]:
 @pytest.mark.parametrize("thinking", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_trained_is_what_is_asked(name: str, thinking: bool) -> None:
-    tokenizer = tokenizer_with(name, thinking)
-    template = Template(tokenizer)
+    template = template_of(name, thinking)
     for count in (1, 3):
         for system in (False, True):
             messages = exchanges(count, system)
@@ -73,7 +73,8 @@ def test_what_is_trained_is_what_is_asked(name: str, thinking: bool) -> None:
                 place = 2 * number + 1 + system
                 # The answer as it stands in the text, with the end of its turn.
                 shown = re.search(rf"{re.escape(messages[place]['content'])}(\s*({END}))?", row.text)
-                prompt = tokenizer.apply_chat_template(messages[:place], tokenize=False, add_generation_prompt=True)
+                asked = {"tokenize": False, "add_generation_prompt": True}
+                prompt = template.tokenizer.apply_chat_template(messages[:place], **asked)
                 text = row.original(*span)
                 assert row.text.startswith(prompt + text)
                 assert shown
@@ -95,9 +96,8 @@ COLUMNS = (
 
 def result(name: str) -> tuple[str, ...]:
     """Return what a template shows, in the words of the table."""
-    tokenizer = tokenizer_with(name, thinking=False)
-    template, thinking = Template(tokenizer), Template(tokenizer_with(name, thinking=True))
-    own_prompt = re.search(r"%\}\{\{ (\".*?\") \}\}\{% endif %\}$", tokenizer.chat_template)
+    template, thinking = template_of(name, thinking=False), template_of(name, thinking=True)
+    own_prompt = re.search(r"%\}\{\{ (\".*?\") \}\}\{% endif %\}$", template.tokenizer.chat_template)
     caller = {"role": "assistant", "content": "", "tool_calls": [CALL]}
     calls, reasons = [exchanges(1)[0], caller, RESULT, exchanges(1)[1]], exchanges(2, reasoning_content="Because.")
 
@@ -146,7 +146,7 @@ def test_nothing_is_lost_without_a_note(name: str) -> None:
         ([question, said("<think>\nBecause.\n</think>")], ["Because."]),
     ]
     for thinking in (False, True):  # each template with text before a call, several calls, reasoning of earlier turns
-        template = Template(tokenizer_with(name, thinking))
+        template = template_of(name, thinking)
         encoder = Encoder(template)
         for messages, shown in rows:
             (row,) = template.render([messages], [TOOLS])

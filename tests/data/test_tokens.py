@@ -22,8 +22,7 @@ from tests.fixtures.llama3 import llama3_tokenizer
 from tometune.common.errors import UserError
 from tometune.data.encoder import IGNORE, Encoder, verify
 from tometune.data.mix import Mix
-from tometune.data.template import Template
-from tometune.data.template_support import Messages
+from tometune.data.template import Messages, Template
 from tometune.data.tokens import pack, tokenise
 
 ENDS = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}
