@@ -112,17 +112,9 @@ def row(number, source, score=None, end=""):
     return {"conversations": turns, "dataset": source, "score": score}
 
 
-ROWS = st.lists(
-    st.builds(
-        row,
-        st.integers(0, 150),
-        st.sampled_from(SOURCES),
-        st.sampled_from([0.5, 1.0, 2.5]),
-        st.sampled_from(["", "\n"]),
-    ),
-    min_size=1,
-    max_size=80,
-)
+SCORES, ENDS = st.sampled_from([0.5, 1.0, 2.5]), st.sampled_from(["", "\n"])
+ROW = st.builds(row, st.integers(0, 150), st.sampled_from(SOURCES), SCORES, ENDS)
+ROWS = st.lists(ROW, min_size=1, max_size=80)
 WEIGHTS = st.sampled_from([{}, {"a": 0.5}, {"a": 0.25, "c-3.2": 0.1}, {"b": 0.0}, {"a": 0.5, "b": 0.3, "c-3.2": 0.2}])
 CAPS = st.sampled_from([{}, {"a": 5}, {"b": 1, "c-3.2": 3}])
 
