@@ -311,6 +311,7 @@ def test_the_mapping_can_be_copied_for_any_name(name):
         (chat(tool({"x": b"f"})), "no_json_value", "tools or a tool's turn"),
         (chat(parts(txt="q")), "unknown_part", "a part of a turn is of type 'text'"),
         (chat(reply(tool_calls="f(1)")), "bad_tool_call", "a tool call cannot be read; make it {fun"),
+        (chat(reply(tool_calls=[{"name": 5}])), "bad_tool_call", "a tool call cannot be read; make it {fun"),
         ({}, "unknown_columns", "no columns with turns, nor with a question and its answer, among none; set"),
     ],
 )
