@@ -5,11 +5,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from datasets import Dataset
 
 from tometune.common.errors import UserError
 from tometune.config.data import DataConfig, PoolConfig, SourceKind
-from tometune.data.mix import Mix, build_mix
+from tometune.data.mix import Mix, Part, build_mix
+from tometune.data.standardise import Standardised
+from tometune.data.template import Messages
 
 
 def conversation(number: int | str, **columns: Any) -> dict[str, Any]:
@@ -36,6 +40,21 @@ def error_of(call: Callable[..., Any], *arguments: Any, kind: type[Exception] = 
         call(*arguments, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def mix_from(conversations: list[Messages], digest: str = "d", extras: list[str | None] | None = None) -> Mix:
+    """Return a mix of these conversations, whose source is in memory alone."""
+    columns = zip(conversations, extras or [None] * len(conversations), strict=True)
+    dataset = Dataset.from_list([{"source": "test", "messages": turns, "extras": more} for turns, more in columns])
+    count = len(conversations)
+    source = Standardised(
+        fingerprint=digest, folder=Path(), rows=dataset, keys=np.zeros(count, "S16"), labels=np.zeros(count, np.int32),
+        names=["test"], scores=None, read=count, dropped={}, mended={},
+    )  # fmt: skip
+    facts = {"fingerprint": "f", "read": count, "usable": count, "rows": count}
+    row_ids = [f"base:{number}" for number in range(count)]
+    part = Part(source, np.arange(count), facts, {})
+    return Mix("test", 0, dataset, row_ids, digest, {"test": count}, {"base": part})
 
 
 @pytest.fixture

@@ -2,38 +2,30 @@
 
 import random
 import string
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.conftest import conversation, files, write_jsonl
-from tometune.common.errors import UserError
+from tests.data.conftest import conversation, error_of, files, write_jsonl
 from tometune.config.data import Contamination
 from tometune.data import parallel
 from tometune.data.contamination import COPY_FROM, LENGTH, STOCK_PHRASE_ABOVE, EvaluationTexts, fold, of_mix, overlaps
-from tometune.data.mix import Mix
 from tometune.data.standardise import standardise
 
 DELETE = str.maketrans("", "", string.punctuation)
 
-Text = tuple[str, str, str]
-FoundIn = Callable[[Sequence[str | list[str]], Sequence[Text]], set[tuple[int, str, str]]]
 
-
-def sentence(random_: random.Random, length: int, prefix: str = "w") -> str:
-    """Words that no two calls share a sequence of."""
+def sentence(random_, length, prefix="w"):
+    """Return words that no two calls share a sequence of."""
     return " ".join(f"{prefix}{random_.randrange(10**6)}" for _ in range(length))
 
 
 @pytest.fixture
-def found_in(tmp_path: Path) -> FoundIn:
+def found_in(tmp_path):
     """Return a function that returns (row, task, example) of all overlaps; a row is a text, or its two turns."""
 
-    def find(rows: Sequence[str | list[str]], texts: Sequence[Text]) -> set[tuple[int, str, str]]:
+    def find(rows, texts):
         turns = [[row, "fine"] if isinstance(row, str) else row for row in rows]
         file = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": a, "completion": b} for a, b in turns])
         made = standardise(files(file), "data.base", tmp_path / "cache")
@@ -46,7 +38,7 @@ def found_in(tmp_path: Path) -> FoundIn:
 
 @given(st.lists(st.text(st.sampled_from(string.printable), max_size=80), max_size=6))
 @settings(max_examples=100, deadline=None)
-def test_ascii_words_are_those_of_the_harness(texts: list[str]) -> None:
+def test_ascii_words_are_those_of_the_harness(texts):
     assert [fold(text) for text in texts] == [text.lower().translate(DELETE).split() for text in texts]
     assert [fold(" ".join(fold(text))) for text in texts] == list(map(fold, texts))
 
@@ -62,12 +54,12 @@ def test_ascii_words_are_those_of_the_harness(texts: list[str]) -> None:
         ("… — !", ""),
     ],
 )
-def test_folding_beyond_ascii(text: str, same: str) -> None:
+def test_folding_beyond_ascii(text, same):
     assert " ".join(fold(text)) == same
 
 
-def noisy(random_: random.Random, words: Sequence[str]) -> str:
-    """The same words in other case, with other punctuation and white space."""
+def noisy(random_, words):
+    """Return the same words in other case, with other punctuation and white space."""
     forms = ("{}", "({})", "{},", "“{}”", "*{}*")
     ends = (" ", "  ", "\n", "\t", "\u00a0", " — ")
     words = [random_.choice([word, word.upper()]) for word in words]
@@ -75,16 +67,13 @@ def noisy(random_: random.Random, words: Sequence[str]) -> str:
 
 
 @pytest.mark.parametrize("alone", [parallel.ALONE, 0], ids=["in this process", "in workers"])
-def test_every_planted_sequence_is_found_and_nothing_else(
-    found_in: FoundIn, alone: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_planted_sequence_is_found_and_nothing_else(found_in, alone, monkeypatch):
     """Workers hash words differently from this process."""
     monkeypatch.setattr(parallel, "ALONE", alone)
     monkeypatch.setattr(parallel, "cores", lambda: 2)
     random_ = random.Random(7)
     texts = [("qa", str(n), sentence(random_, random_.randrange(LENGTH, 90), "e")) for n in range(200)]
-    rows: list[str | list[str]] = []
-    planted = set()
+    rows, planted = [], set()
     for number, (task, example, text) in enumerate(texts):
         words = text.split()
         length = random_.randrange(LENGTH, len(words) + 1)
@@ -104,7 +93,7 @@ def test_every_planted_sequence_is_found_and_nothing_else(
 PHRASE = "below is an instruction that describes a task paired with an input that provides further context respond"
 
 
-def test_stock_phrases_are_no_overlap(found_in: FoundIn) -> None:
+def test_stock_phrases_are_no_overlap(found_in):
     random_ = random.Random(1)
     of_task = [("a", str(n), f"{PHRASE} {sentence(random_, 20, 'e')}") for n in range(4)]
     assert found_in([f"{PHRASE} {sentence(random_, 20)}" for _ in range(3)], of_task) == set()
@@ -115,7 +104,7 @@ def test_stock_phrases_are_no_overlap(found_in: FoundIn) -> None:
     assert len(found_in(many[:1] * 30, alone)) == 30, "nor do repeats of one text"
 
 
-def test_many_copies_are_no_stock_phrases(found_in: FoundIn) -> None:
+def test_many_copies_are_no_stock_phrases(found_in):
     random_ = random.Random(2)
     short, long = sentence(random_, 15, "e"), sentence(random_, 120, "f")
     copies = [f"{sentence(random_, 5)} {short} {sentence(random_, 5)}" for _ in range(40)]
@@ -125,7 +114,7 @@ def test_many_copies_are_no_stock_phrases(found_in: FoundIn) -> None:
     assert found == {(row, "a", str(row // 40)) for row in range(80)}
 
 
-def test_a_text_of_several_examples_overlaps_with_each(found_in: FoundIn) -> None:
+def test_a_text_of_several_examples_overlaps_with_each(found_in):
     random_ = random.Random(3)
     paragraph, reference = sentence(random_, 40, "p"), sentence(random_, 14, "r")
     texts = [("qa", str(n), paragraph) for n in range(9)]
@@ -134,13 +123,10 @@ def test_a_text_of_several_examples_overlaps_with_each(found_in: FoundIn) -> Non
     assert found == {*((0, "qa", str(n)) for n in range(9)), (1, "data", "0")}
 
 
-def test_short_texts_are_looked_for_as_a_whole_or_counted(found_in: FoundIn) -> None:
+def test_short_texts_are_looked_for_as_a_whole_or_counted(found_in):
     texts = [("t", "8", "one two three four five six seven eight"), ("t", "7", "a b c d e f g"), ("t", "0", "")]
-    rows = [
-        "Well: one, two, three, four, five, six, seven, EIGHT!",
-        "one two three four five six seven nine",
-        "a b c d e f g",
-    ]
+    rows = ["Well: one, two, three, four, five, six, seven, EIGHT!", "one two three four five six seven nine"]
+    rows.append("a b c d e f g")
     assert found_in(rows, texts) == {(0, "t", "8")}
     assert EvaluationTexts(texts).too_short == {"t": 2}
     assert found_in(["a\x01" * 50, "a\x00b"], []) == set()
@@ -149,7 +135,7 @@ def test_short_texts_are_looked_for_as_a_whole_or_counted(found_in: FoundIn) -> 
 TEXTS = [("qa", "7", "zero one two three four five six seven eight nine ten eleven twelve thirteen")]
 
 
-def row(number: int, copied: bool = False, **columns: Any) -> dict[str, Any]:
+def row(number, copied=False, **columns):
     made = conversation(number, **columns)
     if copied:
         made["conversations"][0]["value"] += f" {TEXTS[0][2].upper()}!"
@@ -159,15 +145,15 @@ def row(number: int, copied: bool = False, **columns: Any) -> dict[str, Any]:
 POOL = [row(number, copied=number % 5 == 0, dataset="beta") for number in range(20, 60)]
 
 
-def copied(mix: Any) -> int:
+def copied(mix):
     return sum("ELEVEN" in entry["messages"][0]["content"] for entry in mix.dataset)
 
 
-def test_drop_leaves_the_other_rows(mix_of: Callable[..., Mix]) -> None:
+def test_drop_leaves_the_other_rows(mix_of):
     base = [row(number, copied=number in (1, 4), source="alpha") for number in range(10)]
     options = {"contamination": Contamination.drop, "parts": {"texts": EvaluationTexts(TEXTS)}}
 
-    def dropped(rows: int, base_rows: int | None = 6) -> Mix:
+    def dropped(rows, base_rows=6):
         return mix_of(base, POOL, rows, base_rows=base_rows, **options)
 
     mix = dropped(38)
@@ -178,16 +164,12 @@ def test_drop_leaves_the_other_rows(mix_of: Callable[..., Mix]) -> None:
     assert mix.facts["pool"]["eligible"] == 32
     assert [len(part.examples["contaminated"]) for part in mix.parts.values()] == [2, 5]
     assert dropped(20).row_ids == mix.row_ids[:20], "mixes stay nested"
-    with pytest.raises(UserError, match=r"data\.pool: 32 usable .* data\.contamination=drop: 8\), but"):
-        dropped(39)
-    with pytest.raises(UserError, match=r"has 8 usable .* data\.contamination=drop: 2\); set data\.base\.rows=8"):
-        dropped(20, base_rows=9)
+    assert "data.contamination=drop: 8), but" in error_of(dropped, 39)
+    assert "contamination=drop: 2); set data.base.rows=8" in error_of(dropped, 20, base_rows=9)
     assert dropped(20, base_rows=None).facts["base"]["rows"] == 8, "all that are left"
 
 
-def test_overlaps_of_a_mix_are_counted_by_task_and_source_and_cached(
-    mix_of: Callable[..., Mix], tmp_path: Path, caplog: Any
-) -> None:
+def test_overlaps_of_a_mix_are_counted_by_task_and_source_and_cached(mix_of, tmp_path, caplog):
     caplog.set_level("INFO")
     mix = mix_of([row(number % 8, copied=number % 8 in (1, 4), source="alpha") for number in range(10)], POOL, 40)
     for _ in range(2):

@@ -1,12 +1,21 @@
+"""Filters, near-duplicates and scores: which rows of a pool stay, and how the others are counted."""
+
+import random
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from tests.data.conftest import conversation, files, write_jsonl
 from tometune.common.errors import UserError
 from tometune.config.data import FiltersConfig, NearDedupConfig, PoolOrder, ScorerConfig, ScorerKind
 from tometune.data import features
+from tometune.data.conversations import normalised
+from tometune.data.near_duplicates import near_duplicates, runs_of
+from tometune.data.standardise import standardise
 from tometune.models.pool_scorers import quality_scorer
 
 PROSE = "The harbour was quiet that morning, and the boats lay still while we waited for the tide to turn. "
@@ -56,8 +65,6 @@ def test_a_filter_counts_dropped_rows_and_keeps_examples(pool_of, filters, kept,
     assert example["source"] == "bad"
     assert example["messages"][-1]["content"] == dropped["conversations"][-1]["value"]
     assert "examples" not in mix.manifest()
-    with pytest.raises(UserError, match=r"usable rows of 2 \(.* dropped: 0, filtered: 1\), but"):
-        pool_of([dropped, kept], take=2, filters=FiltersConfig(**filters))
 
 
 def test_a_row_counts_under_its_first_reason_and_the_base_is_filtered_only_if_configured(pool_of):
@@ -66,6 +73,8 @@ def test_a_row_counts_under_its_first_reason_and_the_base_is_filtered_only_if_co
     mix = pool_of([*rows, chat("q" * 50, "fine")], base=rows, filters=off)
     assert mix.facts["pool"]["filtered"] == {"too_few_characters": {"files": 1}, "refusal": {"files": 2}}
     assert mix.facts["base"]["filtered"] == {}
+    with pytest.raises(UserError, match=r"usable rows of 4 \(.* dropped: 0, filtered: 3\), but"):
+        pool_of([*rows, chat("q" * 50, "fine")], take=2, filters=off)
     on = FiltersConfig(min_characters=10, refusals=True, base=True)
     mix = pool_of([chat("q" * 50, "fine")], base=[*rows, chat("z" * 50, "fine")], take=-2, filters=on)
     assert mix.facts["base"]["filtered"] == {"too_few_characters": {"files": 1}, "refusal": {"files": 2}}
@@ -125,34 +134,29 @@ def near(number, changed=""):
     return chat(f"{PROSE * 3} {number} {changed}", " ".join(f"word{number}x{n}" for n in range(40)))
 
 
-def test_near_duplicates_of_the_base_are_dropped(pool_of):
+def test_near_duplicates_of_the_base_are_dropped_and_those_within_it_only_if_configured(pool_of):
     pool = [near(0, "changed") | {"dataset": "a"}, near(1) | {"dataset": "b"}, near(1, "changed") | {"dataset": "b"}]
-    mix = pool_of([*pool, near(2)], base=[near(0)], take=2, near_dedup=NearDedupConfig(threshold=0.8))
+    pool, on = [*pool, near(2)], NearDedupConfig(threshold=0.8)
+    mix = pool_of(pool, base=[near(0)], take=2, near_dedup=on)
     assert mix.facts["pool"]["near_duplicates"] == {"a": 1, "b": 1}
     assert mix.facts["pool"]["eligible"] == 2
     assert {example["source"] for example in mix.parts["pool"].examples["near_duplicates"]} == {"a", "b"}
     with pytest.raises(UserError, match=r"2 usable rows of 4 \(.* dropped: 0, near-duplicates: 2\)"):
-        pool_of([*pool, near(2)], base=[near(0)], take=3, near_dedup=NearDedupConfig(threshold=0.8))
-
-
-def test_near_duplicates_within_the_base_are_dropped_only_if_configured(pool_of):
+        pool_of(pool, base=[near(0)], take=3, near_dedup=on)
     base = [near(0), near(0, "changed"), near(1)]
-    assert len(pool_of([near(2)], base=base, near_dedup=NearDedupConfig(threshold=0.8)).row_ids) == 4
+    assert len(pool_of([near(2)], base=base, near_dedup=on).row_ids) == 4
     mix = pool_of([near(2)], base=base, take=0, near_dedup=NearDedupConfig(threshold=0.8, base=True))
     assert (mix.facts["base"]["filtered"], mix.facts["base"]["near_duplicates"]) == ({}, {"files": 1})
-    assert len(mix.parts["base"].examples["near_duplicates"]) == 1
-    assert len(mix.row_ids) == 3
+    assert (len(mix.parts["base"].examples["near_duplicates"]), len(mix.row_ids)) == (1, 3)
+
+
+def changed(count):
+    return " ".join([*(f"w{n}" for n in range(100 - count)), *(f"x{n}" for n in range(count))])
 
 
 def test_a_base_row_counts_even_if_it_is_near_another_base_row(pool_of):
-    words = [f"w{n}" for n in range(100)]
-
-    def changed(count):
-        return chat(" ".join([*words[: 100 - count], *(f"x{n}" for n in range(count))]), "so")
-
-    base, pool = [changed(0), changed(8)], [changed(16), chat(PROSE, PROSE)]
-    near = NearDedupConfig(threshold=0.8)
-    facts = pool_of(pool, base=base, near_dedup=near).facts["pool"]
+    base, pool = [chat(changed(0), "so"), chat(changed(8), "so")], [chat(changed(16), "so"), chat(PROSE, PROSE)]
+    facts = pool_of(pool, base=base, near_dedup=NearDedupConfig(threshold=0.8)).facts["pool"]
     assert facts["near_duplicates"] == {"files": 1}
 
 
@@ -182,3 +186,43 @@ def test_a_classifier_ranks_the_pool(pool_of, tmp_path, caplog):
     caplog.clear()
     assert pool_of(pool, take=10, order=PoolOrder.best, scorer=scorer).row_ids == mix.row_ids
     assert caplog.text == ""
+
+
+def source_of(texts, folder):
+    path = write_jsonl(folder / "rows.jsonl", map(conversation, texts))
+    return standardise(files(path), "data.pool", folder / "cache")
+
+
+def similarity(one, other):
+    first, second = (set(runs_of(normalised([f"question {text} answer {text}"]))) for text in (one, other))
+    return len(first & second) / len(first | second)
+
+
+def test_precision_and_recall_on_planted_near_duplicates(tmp_path):
+    """Each text has a copy in which its last words differ, so that similarities range from 0.5 to 1."""
+    generator = random.Random(0)
+    texts = [generator.choices([f"w{number}" for number in range(3_000)], k=80) for _ in range(300)]
+    copies = [[*text[: 80 - n % 25], *(f"x{n}.{i}" for i in range(n % 25))] for n, text in enumerate(texts) if n % 25]
+    originals, copied = [" ".join(text) for text in texts], [" ".join(text) for text in copies]
+    source = source_of([*originals, *copied], tmp_path)
+    fixed, rows = (source, np.arange(300)), (source, np.arange(300, 300 + len(copied)))
+    near, near_fixed = near_duplicates(fixed, rows, 0.8, tmp_path / "cache")
+    sources = [text for number, text in enumerate(originals) if number % 25]
+    exact = np.array([similarity(one, other) for one, other in zip(sources, copied, strict=True)])
+    assert near.tolist() == near_fixed.tolist()
+    assert near[exact >= 0.9].all()
+    assert not near[exact < 0.7].any()
+    both = (near & (exact >= 0.8)).sum()
+    assert both >= 0.85 * max((exact >= 0.8).sum(), near.sum())
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+def test_rows_are_compared_only_with_rows_that_stay(tmp_path, order):
+    """Row 1 is near rows 0 and 2, which differ: whichever of the two comes first, only row 1 is dropped."""
+    texts = [changed(count) for count in (0, 7, 14)]
+    assert similarity(texts[0], texts[1]) > 0.8 < similarity(texts[1], texts[2])
+    assert similarity(texts[0], texts[2]) < 0.77
+    source = source_of(texts, tmp_path)
+    near, near_fixed = near_duplicates((source, np.array([], int)), (source, np.array(order)), 0.8, tmp_path / "cache")
+    assert [row for row, dropped in zip(order, near, strict=True) if dropped] == [1]
+    assert not near_fixed.any()

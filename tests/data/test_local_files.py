@@ -1,8 +1,11 @@
+"""Files of every kind as rows; a broken file is one error, a broken row one bad row."""
+
 import csv
 import gzip
 import io
 import json
 import tracemalloc
+from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.conftest import error_of, write_jsonl
-from tometune.common.errors import UserError
 from tometune.data.local_files import BATCH, read_file
 from tometune.data.turns import FormatError
 
@@ -38,8 +40,6 @@ def test_rows_and_their_positions(tmp_path, name):
 
 def test_blank_lines_are_skipped_but_counted(tmp_path):
     file = tmp_path / "x.jsonl"
-    file.write_bytes(b"\n \n")
-    assert all_of(file) == []
     file.write_bytes(b'\xef\xbb\xbf{"n": 0}\r\n\r\n  \n{"n": 1}')
     assert all_of(file) == [({"n": 0}, f"{file}, line 1"), ({"n": 1}, f"{file}, line 4")]
 
@@ -61,10 +61,22 @@ def zstd(content):
     return target.getvalue().to_pybytes()
 
 
+def in_arrow(name):
+    """Return a file with two columns of one name."""
+    table, buffer = pa.table([pa.array(["low"]), pa.array(["high"])], names=["tide", "tide"]), io.BytesIO()
+    if name == "x.parquet":
+        pq.write_table(table, buffer)
+    else:
+        with pa.ipc.new_stream(buffer, table.schema) as writer:
+            writer.write_table(table)
+    return buffer.getvalue()
+
+
 ROW = {"input": "Who?", "output": "Nobody."}
 LONG = {**ROW, "input": "a cell with, commas and\nlines, " * 9_000}
-CHAT = {"messages": [{"role": "user", "content": "Who?"}]}
-GZIPPED, ZSTD = gzip.compress(lines(ROW) * 999, mtime=0), zstd(lines(ROW) * 999)
+TURNS = [{"role": "user", "content": "Is it high tide?"}, {"role": "assistant", "content": "At five."}]
+CHAT = {"messages": TURNS}
+GZIPPED = gzip.compress(lines(ROW) * 999, mtime=0)
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
 
 
@@ -78,17 +90,19 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
         ("x.jsonl", (json.dumps(ROW, indent=2) + "\n" + json.dumps(CHAT, indent=2)).encode(), [ROW, CHAT]),
         ("x.json", json.dumps({"version": 1, "data": [ROW, ROW]}).encode(), [ROW, ROW]),
         ("x.json", json.dumps({"train": [ROW], "test": [CHAT]}, indent=1).encode(), [ROW]),
-        ("x.jsonl", json.dumps([ROW, ROW], indent=1).encode(), [ROW, ROW]),
         ("x.jsonl", json.dumps([ROW, ROW]).encode(), [ROW, ROW]),
         ("x.jsonl", lines({**CHAT, "data": "x"}), [{**CHAT, "data": "x"}]),
         ("x.csv", table([ROW, LONG]), [ROW, LONG]),
         ("x.TSV", b"\xef\xbb\xbf" + table([ROW, LONG], "\t"), [ROW, LONG]),
         ("x.jsonl.gz", gzip.compress(lines(ROW), mtime=0) + gzip.compress(lines(CHAT), mtime=0), [ROW, CHAT]),
         ("x.JSON.GZ", gzip.compress(json.dumps([ROW]).encode(), mtime=0), [ROW]),
-        ("x.csv.zst", zstd(table([ROW])), [ROW]),
         ("x.jsonl.zst", zstd(lines(ROW) * 3), [ROW] * 3),
         ("x.json", b"[]", []),
-        ("x.jsonl", b"", []),
+        *(("x.jsonl", empty, []) for empty in (b"", b"\n \n")),
+        *(
+            (name, "\n".join([json.dumps(TURNS, indent=indent)] * count).encode(), [{"messages": TURNS}] * count)
+            for name, count, indent in product(("x.jsonl", "x.json"), (1, 2), (None, 1))
+        ),
     ],
 )
 def test_files_of_every_kind(tmp_path, name, content, rows):
@@ -99,24 +113,20 @@ def test_files_of_every_kind(tmp_path, name, content, rows):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.parquet", LFS, ": is a Git LFS pointer, not "),
         ("x.jsonl", LFS, ": is a Git LFS pointer, not "),
         ("x.jsonl.gz", GZIPPED[:-20], ": is not a complete file (Truncated compressed stream"),
         ("x.jsonl.gz", lines(ROW), ": is not a complete file (zlib inflate failed"),
-        ("x.jsonl.zst", ZSTD[:-20], ": is not a complete file ("),
         ("x.json", b'{\n "messages": [', ": is not JSON (Expecting value, line 2, column 15); fix the file, or write"),
         ("x.arrow", b"nothing", ": is not a complete file ("),
         ("x.jsonl", b'{"n": 1}\n' * 6 + b'{"n": 1, "te\n{"n": 2}', ", line 7: is not JSON (Unterminated string"),
-        ("x.jsonl", b'{"n": 1}\n[1]', ", line 2: is not an object {…}; fix or delete this line"),
-        ("x.jsonl", b'["q", "a"]\n{"n": 1}', ", line 1: is not an object {…}; fix or delete this line"),
         ("x.jsonl", b'{"n": "\xff"}', ", line 1: is not UTF-8 (invalid start byte at byte 7); fix or delete this line"),
         ("x.jsonl", '{"n": 1}\n'.encode("utf-16"), ": is in UTF-16; save it as UTF-8"),
-        ("x.csv", "tide,time\n".encode("utf-16"), ": is in UTF-16; save it as UTF-8"),
         ("x.csv", b"tide;time\nhigh;5\n", ": its columns are separated by ';', not ','; write it with ',', or as"),
-        ("x.csv", b'"tide"|"time"\n', ": its columns are separated by '|', not ','; write it with ',', or as"),
         ("x.tsv", b"tide,time\nhigh,5\n", ": its columns are separated by ',', not '\\t'; write it with '\\t', or as"),
         ("x.csv", b"sep=;\r\ntide;time\r\n", ": its columns are separated by ';', not ','; write it"),
         ("x.csv", b"tide,time,time\nhigh,5,6\n", ": has two columns 'time'; rename or remove one"),
+        ("x.parquet", in_arrow("x.parquet"), ": has two columns 'tide'; rename or remove one"),
+        ("x.arrow", in_arrow("x.arrow"), ": has two columns 'tide'; rename or remove one"),
         ("x.jsonl", b'{"n": 1, "m": {"n": 2, "n": 3}}\n', ", line 1: has the key 'n' twice; fix or delete this line"),
         ("x.json", b'[{"n": 2, "n": 3}]', ": has the key 'n' twice; fix the file, or write one object per line"),
         ("x.jsonl", b'{"n": ' + b"1" * 5_000 + b"}", ", line 1: cannot be read (Exceeds the limit (4300 digits)"),
@@ -130,18 +140,6 @@ def test_broken_files(tmp_path, name, content, message):
     file = tmp_path / name
     file.write_bytes(content)
     assert error_of(all_of, file).startswith(f"{file}{message}")
-
-
-@pytest.mark.parametrize("name", ["x.parquet", "x.arrow"])
-def test_two_columns_with_one_name(tmp_path, name):
-    table = pa.table([pa.array(["low"]), pa.array(["high"])], names=["tide", "tide"])
-    if name == "x.parquet":
-        pq.write_table(table, tmp_path / name)
-    else:
-        with pa.OSFile(str(tmp_path / name), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-            writer.write_table(table)
-    with pytest.raises(UserError, match="has two columns 'tide'; rename or remove one"):
-        all_of(tmp_path / name)
 
 
 NOT_CLOSED = "has a quote that is not closed (unexpected end of data)"
@@ -163,7 +161,6 @@ FIRST = "is not JSON ("
         ("x.jsonl", '{"a": 1, \n{"a": 2}\n{"a": 3}\n', [FIRST, (2,), (3,)]),
         ("x.jsonl", '[broken\n{"a": 2}\n{"a": 3}\n', [FIRST, (2,), (3,)]),
         ("x.jsonl", '[1, 2]\n{"a": 2}\n', ["is not an object", (2,)]),
-        ("x.jsonl", '["q", "a"]\n["q", "a"]\n', ["is not an object"] * 2),
         ("x.jsonl", '[]\n{"a": 2}\n', ["is not an object", (2,)]),
         ("x.jsonl", '{"a": 1}{"a": 2}\n{"a": 3}\n', [FIRST, (3,)]),
         ("x.jsonl", '{"a": 1},\n{"a": 2},\n', [(1,), (2,)]),
@@ -193,14 +190,3 @@ def test_a_broken_first_line_does_not_bring_the_file_into_memory(tmp_path):
     tracemalloc.stop()
     assert sum(sizes) == 97
     assert most < 64 * 2**20, "the file has 96 MiB; a batch and the buffer have 16 MiB each"
-
-
-TURNS = [{"role": "user", "content": "Is it high tide?"}, {"role": "assistant", "content": "At five."}]
-
-
-@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("indent", [None, 1])
-def test_lists_of_turns_are_rows(tmp_path, name, count, indent):
-    (tmp_path / name).write_text("\n".join([json.dumps(TURNS, indent=indent)] * count))
-    assert [row for row, _ in all_of(tmp_path / name)] == [{"messages": TURNS}] * count

@@ -1,21 +1,16 @@
 """What `prepare` shows of a mix, compared with plain Python."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 
 from tests.data.chatml import chatml_tokenizer, turns
-from tests.data.conftest import conversation
-from tests.data.tokenised import mix_from
+from tests.data.conftest import conversation, mix_from
 from tometune.config.data import PoolOrder, ScorerConfig, ScorerKind
 from tometune.data import preview
-from tometune.data.mix import Mix
 from tometune.data.preview import profile, repeats, samples
 from tometune.data.tokens import tokenise
 
 
-def test_trained_tokens_are_highlighted(tmp_path: Path) -> None:
+def test_trained_tokens_are_highlighted(tmp_path):
     tokenizer = chatml_tokenizer()
     messages = turns("hi [bold]😀", "see [red]é[/red] 漢字😀", "and?", "bye", system="s")
     tokens = tokenise(mix_from([messages]), tokenizer, 512, tmp_path)
@@ -28,13 +23,7 @@ def test_trained_tokens_are_highlighted(tmp_path: Path) -> None:
     assert marked.replace("⟦", "").replace("⟧", "") == text.plain
 
 
-def long_one(mix: Mix) -> int:
-    """The row of the mix with the longest text."""
-    sizes = [sum(len(turn["content"]) for turn in messages) for messages in mix.dataset["messages"]]
-    return sizes.index(max(sizes))
-
-
-def test_each_row_is_measured(mix_of: Callable[..., Mix], tmp_path: Path) -> None:
+def test_each_row_is_measured(mix_of, tmp_path):
     long = conversation("long " * 90, source="alpha")
     system = {"conversations": [{"from": "system", "value": "be kind"}, *conversation(5)["conversations"] * 2]}
     base = [*(conversation(n, source="alpha") for n in range(6)), conversation(0, source="alpha"), system, long]
@@ -48,13 +37,13 @@ def test_each_row_is_measured(mix_of: Callable[..., Mix], tmp_path: Path) -> Non
     assert values["turns"].tolist() == [sum(turn["role"] != "system" for turn in e["messages"]) for e in rows]
     assert values["pool"].tolist() == [False] * 9 + [True] * 6
     kept = [len(entry["input_ids"]) for entry in tokens.dataset]
-    kept.insert(long_one(mix), 0)  # of the long one no answer is left
+    kept.insert(sizes.index(max(sizes)), 0)  # of the long one no answer is left
     assert values["tokens"].tolist() == kept
     assert repeats(values) == {"alpha": 1}
     assert values["score"].isna().all()
 
 
-def test_samples_are_drawn_with_the_seed(mix_of: Callable[..., Mix]) -> None:
+def test_samples_are_drawn_with_the_seed(mix_of):
     mix = mix_of([conversation(number) for number in range(40)], None, 40)
     drawn = samples(mix)
     assert drawn == samples(mix)
@@ -62,11 +51,11 @@ def test_samples_are_drawn_with_the_seed(mix_of: Callable[..., Mix]) -> None:
     assert all(mix.row_ids[entry["number"]] == entry["row_id"] for entry in drawn)
 
 
-def test_scores_are_those_of_the_column_or_of_the_scorer(mix_of: Callable[..., Mix]) -> None:
+def test_scores_are_those_of_the_column_or_of_the_scorer(mix_of):
     base = [conversation(number) for number in range(3)]
     pool = [conversation(f"p{number} " * number, score=number / 2) for number in range(1, 9)]
 
-    def scores(order: PoolOrder, kind: ScorerKind) -> np.ndarray:
+    def scores(order, kind):
         mix = mix_of(base, pool, 7, drawn={"order": order}, scorer=ScorerConfig(kind=kind))
         assert mix.scores is not None
         counts = [messages[0]["content"].count("p") for messages in mix.dataset["messages"][3:]]

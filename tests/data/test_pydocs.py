@@ -48,6 +48,7 @@ def test_the_base_is_1000_rows_of_the_pool_balanced_by_topic(pool: list[Row]) ->
         assert all(message["content"] == message["content"].strip() != "" for message in row["messages"])
 
 
+@pytest.mark.nightly  # the content of the file is pinned
 @pytest.mark.parametrize("topic", pydocs.TOPICS)
 def test_examples_are_complete_and_splits_are_disjoint(topic: str) -> None:
     examples = pydocs.examples(topic)
@@ -62,6 +63,7 @@ def test_examples_are_complete_and_splits_are_disjoint(topic: str) -> None:
     assert len(test) > 2 * len(validation) > 30
 
 
+@pytest.mark.nightly  # the content of the file is pinned
 def test_no_text_of_the_tasks_is_in_the_training_data(pool: list[Row]) -> None:
     trained = set().union(*(make_pydocs.shingles(message["content"]) for row in pool for message in row["messages"]))
     answers = {message["content"].casefold() for row in pool for message in row["messages"]}

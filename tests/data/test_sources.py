@@ -1,12 +1,28 @@
+"""Sources: local files by name, split and content, and datasets of a hub on localhost, through the real client."""
+
+import io
+import json
 import os
+import random
+import re
 import subprocess
 import sys
+import time
+from pathlib import Path
+from string import ascii_letters
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import constants
 
 from tests.data.conftest import conversation, error_of, files, write_jsonl
+from tests.hub import Hub
+from tests.whole import ForkServer
+from tometune.common.errors import UserError
 from tometune.config.data import SourceConfig
 from tometune.data.sources import files_of, fingerprint, read
+from tometune.data.standardise import standardise
 
 CODE = """
 import sys
@@ -73,12 +89,7 @@ UNKNOWN = "INFO files with other suffixes are not read: "
         (f"{TRAIN} data/test-00000.jsonl", "/**/*.*", TRAIN, ONLY_TRAIN.format("data/test-00000.jsonl")),
         ("one.jsonl two.jsonl dev.csv", "", "one.jsonl two.jsonl", ONLY_TRAIN.format("dev.csv")),
         ("latest.jsonl contest.jsonl trainval.jsonl", "", "latest.jsonl contest.jsonl trainval.jsonl", None),
-        (
-            "a.jsonl holdout.jsonl held_out/b.jsonl testset.jsonl test2.jsonl validate.jsonl",
-            "",
-            "a.jsonl",
-            ONLY_TRAIN[:8],
-        ),
+        ("a.jsonl holdout.jsonl held_out/b.jsonl testset.jsonl test2.jsonl", "", "a.jsonl", ONLY_TRAIN[:8]),
         ("test.jsonl dev/a.jsonl", "", "test.jsonl dev/a.jsonl", NO_TRAIN + "dev/a.jsonl, test.jsonl"),
         ("test.jsonl notes.json", "/t*", "test.jsonl", NO_TRAIN + "test.jsonl"),
         ("test.jsonl", "/test.jsonl", "test.jsonl", None),
@@ -106,7 +117,6 @@ def test_only_train_is_read_and_the_log_names_files_that_may_be_missed(tmp_path,
         (None, "data.base.path: is not set; set it to"),
         ("missing.jsonl", "data.base.path={}/missing.jsonl: no such file; name a JSONL"),
         ("*.parquet", "data.base.path={}/*.parquet: no such file; name a JSONL"),
-        ("**x", "data.base.path={}/**x: no such file; name a JSONL"),
         ("empty", "data.base.path={}/empty: has no file that ends in .parquet, .jsonl, .ndjson, "),
         ("notes.txt", "data.base.path={}/notes.txt: cannot be read; the name must end in .parquet, .jsonl, .ndjson"),
         ("x" * 5000 + ".jsonl", "data.base.path={}/xxx"),
@@ -126,3 +136,146 @@ def test_no_files(tmp_path, path, message):
     error = error_of(fingerprint, source, "data.base")
     assert error.startswith(message.format(tmp_path))
     assert len(error) < 600
+
+
+ID = "mlabonne/FineTome-100k"
+CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n---\n"
+ROWS = [conversation(number, source="infini-instruct-top-500k", score=5.0) for number in range(5)]
+
+
+def shard_files(*shards):
+    """Return the files of a repository with these rows."""
+    made = {"README.md": CARD}
+    for number, rows in enumerate(shards):
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), buffer)
+        made[f"data/train-{number:05}-of-{len(shards):05}.parquet"] = buffer.getvalue()
+    return made
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    with Hub(tmp_path_factory.mktemp("hub")) as running:
+        running.add_dataset(ID, shard_files(ROWS))
+        yield running
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("client")
+
+
+@pytest.fixture(scope="module")
+def client(hub, folder):
+    server = ForkServer(hub.env(folder / "hf"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def ask(client, folder):
+    """Return a function that standardises sources one after the other, and returns rows or errors."""
+
+    def standardised(*sources, run=client.run, **options):
+        arguments = ["-m", __name__, json.dumps(sources), str(folder / "cache"), str(folder / "answer")]
+        (folder / "answer").unlink(missing_ok=True)
+        done = run(arguments, client.env, Path.cwd(), **options)
+        return json.loads((folder / "answer").read_text()) if done.returncode == 0 else done.returncode
+
+    return standardised
+
+
+def main(sources, cache, answer):
+    """Standardise sources in a process of its own: libraries read the hub's address when they are imported."""
+    constants.DOWNLOAD_CHUNK_SIZE = 100_000  # it writes 10 MB at a time, which is more than a test should send
+    answers = []
+    for options in json.loads(sources):
+        began = time.monotonic()
+        try:
+            made = standardise(SourceConfig(**options), "data.base", Path(cache))
+            answers.append([made.fingerprint, made.rows["source"][:], made.rows["messages"][:]])
+        except UserError as error:
+            answers.append(str(error))
+        assert time.monotonic() - began < 20, "a hub that fails must do so at once"
+    Path(answer).write_text(json.dumps(answers))
+
+
+@pytest.mark.nightly
+def test_a_branch_that_moved_gives_its_new_rows(hub, ask):
+    repository, source = hub.add_dataset("user/moved", shard_files(ROWS)), {"id": "user/moved"}
+    [(before, _, old)] = ask(source)
+    hub.add_dataset("user/moved", shard_files([conversation("new", source="x", score=5.0)]))
+    [(after, _, new), (again, _, pinned)] = ask(source, {**source, "revision": repository.commit()})
+    assert (len(old), len(new)) == (5, 1)
+    assert before != after == again
+    assert pinned == new
+
+
+def test_each_error_of_a_hub_dataset_names_its_cause(hub, ask):
+    hub.add_dataset("user/gated", shard_files(ROWS))
+    hub.gated.add("user/gated")
+    hub.add_dataset("user/broken", {"README.md": CARD, "data/train-00000-of-00001.parquet": b"PAR1 not parquet"})
+    hub.add_dataset("user/empty", {"README.md": "# Nothing\n"})
+    hub.add_dataset("user/other", {"train.jsonl": '{"id": 1, "text": "x"}\n'})
+    check = "; check data.base.subset, data.base.split and the dataset's page"
+    wrong = [
+        ({"id": "nobody/nothing"}, "data.base.id=nobody/nothing: no such repository on the hub", ""),
+        ({"id": ID, "revision": "v9"}, f"data.base.id={ID}: has no such revision", ""),
+        ({"id": "user/gated"}, "data.base.id=user/gated: is gated; accept its terms", ""),
+        ({"id": ID, "split": "tests"}, f"data.base.id={ID}: ", check),
+        ({"id": ID, "subset": "de"}, f"data.base.id={ID}: ", check),
+        ({"id": "user/broken"}, "data.base.id=user/broken: data/train-00000-of-00001.parquet: is not a", check),
+        ({"id": "user/empty"}, "data.base.id=user/empty: ", check),
+    ]
+    *errors, other = ask(*(source for source, _, _ in wrong), {"id": "user/other"})
+    for error, (_, start, end) in zip(errors, wrong, strict=True):
+        assert error.startswith(start)
+        assert error.endswith(end)
+        assert "\n" not in error
+    assert "tests" in errors[3]
+    assert "de" in errors[4]
+    assert other[1:] == [[], []], "its only row has no column that is known, and is counted"
+
+
+def test_an_interrupted_download_resumes(hub, ask):
+    """A connection that breaks in the middle of a shard costs no byte twice; a killed program, no finished shard."""
+    letters = random.Random(0)
+    rows = [conversation("".join(letters.choices(ascii_letters, k=650)), dataset="d") for _ in range(3000)]
+    shards = shard_files(rows[::2], rows[1::2])
+    assert all(1_000_000 < len(shard) < 1_400_000 for name, shard in shards.items() if name != "README.md")
+    hub.add_dataset("user/pool", shards)
+
+    def fetched():
+        gets = [request for request in hub.requests if "/train-" in request.path and request.method == "GET"]
+        hub.requests.clear()
+        return [(int(request.path.split("/train-")[1][:5]), request.status) for request in gets]
+
+    fetched()
+    hub.cut_after = 700_000
+    assert ask({"id": "user/pool"}, moment=("huggingface_hub:hf_hub_download", 2, "SIGKILL")) == -9
+    assert fetched() == [(0, 200), (0, 206)]
+    hub.cut_after = None
+    [(_, sources, _)] = ask({"id": "user/pool"})
+    assert len(sources) == 3000
+    assert fetched() == [(1, 200)]
+
+
+def test_cached_rows_need_no_hub_and_nothing_of_ours_is_in_its_cache(hub, ask, folder):
+    """The last test of this module, because it stops the hub."""
+    [(identity, sources, messages)] = ask({"id": ID})
+    assert re.match(rf"{ID}@[0-9a-f]{{40}}/default/train/", identity)
+    assert sources == ["infini-instruct-top-500k"] * 5
+    assert messages[4][1] == {"role": "assistant", "content": "answer 4"}
+    assert not list((folder / "hf").rglob("shards"))
+    hub.stop()
+    (error,) = ask({"id": ID})
+    assert "cannot be reached (HF_HUB_OFFLINE=1 uses only the local cache)" in error
+
+    def offline(arguments, env, _):  # libraries read the variable when they are imported
+        return subprocess.run([sys.executable, *arguments], env=env | {"HF_HUB_OFFLINE": "1"})
+
+    assert ask({"id": ID}, run=offline) == [[identity, sources, messages]]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -147,10 +147,8 @@ def check_base(base: Standardised, found: int, facts: dict[str, Any], wanted: in
     _check_not_empty(base, config.base, "data.base")
     if not len(base.rows):
         count = f"{base.read:,} row{'s' if base.read != 1 else ''}"
-        raise UserError(
-            f"data.base: none of its {count} is usable ({_reasons('dropped', base.dropped)}); a row needs a user turn "
-            "and an assistant turn that answers it"
-        )
+        needs = "a row needs a user turn and an assistant turn that answers it"
+        raise UserError(f"data.base: none of its {count} is usable ({_reasons('dropped', base.dropped)}); {needs}")
     lost = [_reasons("dropped", base.dropped | base.malformed)]
     lost += [f"{place}: {defect}" for place, defect in base.bad[:1]]
     lost += [_reasons("filtered", facts["filtered"])] if facts["filtered"] else []
@@ -179,11 +177,10 @@ def check_pool(config: DataConfig, added: int) -> None:
 def check_sources(pool: Standardised, config: PoolConfig) -> None:
     """Raise a `UserError` if the pool is empty, or lacks a source that a setting names."""
     _check_not_empty(pool, config, "data.pool")
-    names = pool.names
     for kind in ("weights", "caps", "only", "without"):
         listed = kind in ("only", "without")  # the others are dicts, so a name is a part of the key
         for name in getattr(config, kind):
-            check_source(f"data.pool.{kind}{f'=[{name}]' if listed else f'.{name}'}", name, names)
+            check_source(f"data.pool.{kind}{f'=[{name}]' if listed else f'.{name}'}", name, pool.names)
 
 
 def check_source(key: str, name: str, names: Sequence[str]) -> None:

@@ -18,8 +18,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 
 from tometune.data.conversations import full_messages
-from tometune.data.template import Rendered, Template
-from tometune.data.template_support import Messages, Tools
+from tometune.data.template import Messages, Rendered, Template, Tools
 
 Encoded = tuple[list[int], list[tuple[int, int]]]  # token ids, and the [start, end) of the tokens that are trained on
 
@@ -81,11 +80,9 @@ class Encoder:
         return ids, [(tokens_at[start], tokens_at[end]) for start, end in row.spans]
 
     def decode(self, ids: list[int]) -> str:
-        """Return the text of tokens, including control tokens."""
         return str(self._backend.decode(ids, skip_special_tokens=False))
 
     def round_trip(self, text: str) -> str:
-        """Return a text after encoding and decoding it."""
         return self.decode(self._plain.encode(text, add_special_tokens=False).ids)
 
 

@@ -79,7 +79,6 @@ def feature(source: "Standardised", name: str, cache: Path) -> np.ndarray:
 
 
 def _of_slice(path: Path, name: str, start: int) -> np.ndarray:
-    """Compute a feature of `STEP` rows, in any process."""
     batches = slices(path, start, start + STEP)
     if name in BY_ARROW:
         return np.concatenate([BY_ARROW[name](batch) for batch in batches])

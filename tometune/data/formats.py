@@ -1,18 +1,18 @@
 """Row formats: the shape of each row is recognised on its own, and what it holds becomes turns.
 
 Shapes are a column with a list of turns, a pair of columns such as instruction and output, or either with preference
-data. Names of columns are in `columns`. What a row holds beyond that is named in `Conversation.unread`.
+data. What a row holds beyond that is named in `Conversation.unread`. For other columns an error suggests the mapping.
 """
 
+import json
 import math
 import re
 from contextlib import suppress
 from itertools import cycle
 from typing import Any
 
-from tometune.common.errors import did_you_mean
+from tometune.common.errors import did_you_mean, hydra_text, shell_word
 from tometune.config.data import REJECTED, Preference, RowFormat, SourceConfig
-from tometune.data.columns import CHOSEN, COLUMNS, LABELS, ONLY, PREFERENCE, WEIGHT_COLUMNS, mapping, text_columns
 from tometune.data.conversations import NO_TRAINED
 from tometune.data.turns import (
     CALL_KEYS,
@@ -37,6 +37,41 @@ from tometune.data.turns import (
     tools_of,
     truth_of,
 )
+
+# Columns by what they hold. The first one with content is used, except that all of `context` is.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "messages": ("conversations", "messages", "conversation", "dialogue"),
+    "user": ("instruction", "question", "query", "prompt", "problem", "human", "user", "inputs", "input"),
+    "context": ("input", "context"),
+    "assistant": ("output", "response", "solution", "answer", "completion", "assistant", "targets", "target"),
+    "system": ("system", "system_prompt"),
+    "reasoning": ("reasoning_content",),
+    "history": ("history",),
+    "tools": ("tools", "functions"),
+}
+SOURCE_COLUMNS = ("source", "dataset")  # the name of a row's source
+WEIGHT_COLUMNS = ("weight", "train", "loss_weight")  # 0: the answer is not trained
+
+# What the formats that can be asked for read.
+ONLY: dict[RowFormat, dict[str, tuple[str, ...]]] = {
+    RowFormat.sharegpt: {"user": (), "assistant": ()},
+    RowFormat.messages: {"user": (), "assistant": ()},
+    RowFormat.alpaca: {"messages": (), "user": ("instruction", "input"), "assistant": ("output", "response")},
+    RowFormat.prompt_completion: {"messages": (), "user": ("prompt",), "context": (), "assistant": ("completion",)},
+}
+
+# Preference data: the side that was chosen, and labels of single answers.
+CHOSEN = ("chosen", "chosen_response", "response_chosen")
+LABELS = ("label", "kto_tag")
+PREFERENCE = frozenset((*REJECTED, *LABELS))
+
+# Names of columns that hold questions or answers, for the mapping.
+ASKING = re.compile("question|prompt|instruct|query|input|user|human|problem", re.IGNORECASE)
+ANSWERING = re.compile("answer|response|output|complet|assistant|reply|target|solution", re.IGNORECASE)
+BELOW = re.compile("context|passage", re.IGNORECASE)
+NEITHER = re.compile(r"reject|(^|[\W_])(id|uuid|url|title|category|type|split|source|dataset)$", re.IGNORECASE)
+# A name that Hydra reads as text without quotes.
+PLAIN_NAME = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_]\w*", re.IGNORECASE | re.ASCII)
 
 # Role names found in datasets, in lower case, and the standard role of each.
 ROLES = dict.fromkeys(("system", "developer"), "system")
@@ -183,11 +218,11 @@ class Reader:
             fix = 'write a conversation per row, as {"messages": […]}'
             raise FormatError("turn_not_conversation", f"is a single turn; {fix}")
         known = all(any(name in row for name in self.columns[side]) for side in ("user", "assistant"))
-        if not (known or (asked and not text_columns(row, asked)) or chosen):
+        if not (known or (asked and not _text_columns(row, asked)) or chosen):
             auto = self.form is RowFormat.auto
             reads = "with turns, nor with a question and its answer," if auto else f"of format={self.form}"
             wrong = f"no columns {reads} among {listed(row) or 'none'}"
-            raise FormatError("unknown_columns", f"{wrong}; set {mapping(row, self.key, self.form)}")
+            raise FormatError("unknown_columns", f"{wrong}; set {_mapping(row, self.key, self.form)}")
 
     def _surroundings(self, row: dict[str, Any], found: Conversation) -> None:
         """Add earlier turns, the system text and tools that a row has in columns of their own."""
@@ -284,3 +319,34 @@ def _is_chosen(row: dict[str, Any], label: str) -> bool | None:
     value = row.get(label)
     sure = label != "label" or {"prompt", "completion"} <= row.keys() or str(value).strip().lower() in ("true", "false")
     return truth_of(value) if sure else None
+
+
+def _mapping(row: dict[str, Any], key: str, form: RowFormat) -> str:
+    """Return the overrides of a source (its key in the config) that name a row's columns, as far as names tell."""
+    chats = {name: entries_of(value) or () for name, value in row.items()}
+    chat = next((name for name, entries in chats.items() if any(map(is_turn, entries))), None)
+    below = next(filter(BELOW.search, _text_columns(row)), None)
+    texts = [name for name in _text_columns(row) if name != below and not NEITHER.search(name)]
+    assistant = next(filter(ANSWERING.search, texts), None)
+    user = next((name for name in texts if name != assistant and ASKING.search(name)), None)
+    rest = iter(name for name in texts if name not in (user, assistant))
+    pair = {"user": user or next(rest, "QUESTIONS"), "assistant": assistant or next(rest, "ANSWERS")}
+    names = {"messages": chat} if chat else pair | ({"context": below} if below else {})
+    fix = "" if form is RowFormat.auto else f"{key}.format=auto"
+    if all(name in COLUMNS[role] for role, name in names.items()):
+        return fix
+    listed = ", ".join(f"{role}: {_quoted(name)}" for role, name in names.items())
+    return f"{fix} {shell_word(f'{key}.columns={{{listed}}}')}".lstrip()
+
+
+def _text_columns(row: dict[str, Any], *but: str) -> list[str]:
+    """Return the columns that hold text and may be a question or an answer."""
+    others = (*but, *SOURCE_COLUMNS)
+    return [name for name, value in row.items() if isinstance(value, str) and value and name not in others]
+
+
+def _quoted(name: str) -> str:
+    """Return a name as a value of Hydra's command line; one that no line can show, as JSON writes it."""
+    if PLAIN_NAME.fullmatch(name):
+        return name
+    return hydra_text(name) if name.isprintable() else json.dumps(name)

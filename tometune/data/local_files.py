@@ -1,21 +1,28 @@
-"""Local files as batches of rows: parquet, Arrow, tables, and JSON in several layouts."""
+"""Local files as batches of rows with their file and line: parquet, Arrow, tables, and JSON in several layouts."""
 
 import csv
 import io
+import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tometune.common.errors import UserError
-from tometune.data.columns import COLUMNS
-from tometune.data.rows import DECODER, Batch, Row, checked_row, defect, is_turns, parsed, parsed_line, repeated
+from tometune.data.formats import COLUMNS
 from tometune.data.turns import FormatError, is_turn
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
 
 # Enough rows to be fast, and few enough that their Python objects need little memory.
 BATCH = 2_000
@@ -29,10 +36,43 @@ UTF16 = (b"\xff\xfe", b"\xfe\xff")
 LONGEST_CELL = 2**31 - 1  # of a table; Python's own limit is 131,072 characters
 
 SPACE = re.compile(r"\s*")
+FIX_LINE = "fix or delete this line"
 
 # Keys that hold the rows of a file that is one object, such as {"data": […]}; an object with columns of a row is a row.
 WRAPPERS = ("data", "rows", "train", "instances", "examples", "records", "items", "samples")
 OF_A_ROW = frozenset(name for role in ("messages", "user", "assistant") for name in COLUMNS[role])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive rows of a source; they are parsed in the process that asks for `rows`."""
+
+    content: Any  # a list of rows, errors of bad rows, and JSON lines (bytes), or a pyarrow.RecordBatch
+    origin: str  # file or dataset
+    numbers: Sequence[int]  # position of each row: lines count from 1, rows from 0
+    lines: bool = False  # whether `numbers` are lines
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @cached_property
+    def rows(self) -> list[Row | FormatError]:
+        """The rows as Python objects; a row that is not a JSON object in UTF-8 is a `FormatError`."""
+        if not isinstance(self.content, list):
+            return _arrow_rows(self.content)
+        return [_parsed(entry) for entry in self.content]
+
+    def checked_rows(self) -> list[Row]:
+        """Return the rows; raises a `UserError` that names the first bad one."""
+        for index, row in enumerate(self.rows):
+            if isinstance(row, FormatError):
+                raise UserError(f"{self.where(index)}: {row.message}")
+        return self.rows  # type: ignore[return-value]
+
+    def where(self, index: int) -> str:
+        """Return the file and line of a row, for errors."""
+        number = self.numbers[index]
+        return f"{self.origin}, line {number}" if self.lines else f"{self.origin}, row {number} (the first is 0)"
 
 
 def kind_of(file: Path) -> str:
@@ -121,7 +161,7 @@ def _arrow(file: Path) -> Iterator[Any]:
 
 def _check_names(file: Path, names: list[str]) -> None:
     if len(set(names)) < len(names):
-        raise UserError(f"{file}: has two columns {repeated(names)!r}; rename or remove one")
+        raise UserError(f"{file}: has two columns {_repeated(names)!r}; rename or remove one")
 
 
 def _open(file: Path) -> BinaryIO:
@@ -196,10 +236,10 @@ def _json(file: Path, kind: str) -> Iterator[Batch]:
     head, *more = [line for _, line, _ in islice(_lines(file), 2)] or [b""]
     begin, first = head.removeprefix(b"\xef\xbb\xbf").strip(), None
     with suppress(ValueError, RecursionError):
-        first = parsed_line(head)
+        first = _parsed_line(head)
     if first is None:  # a broken line of many is one bad row, and the file is not read into memory
         documents = begin[:1] == b"[" or (bool(more) and begin[-1:] in b"{[,:")
-    elif isinstance(first, list) and not is_turns(first):
+    elif isinstance(first, list) and not _is_turns(first):
         documents = isinstance((first or [0])[0], dict) or (kind == ".json" and not more)
     else:
         documents = not more and _holds_rows(first) is not None
@@ -210,10 +250,10 @@ def _json(file: Path, kind: str) -> Iterator[Batch]:
         except UserError:
             # Perhaps only the first line is broken. The lines of an object over several lines are indented.
             sample = [line for _, line, _ in islice(_lines(file), BATCH)]
-            if 2 * sum(line[:1] == b"{" and isinstance(parsed(line), dict) for line in sample) < len(sample):
+            if 2 * sum(line[:1] == b"{" and isinstance(_parsed(line), dict) for line in sample) < len(sample):
                 raise
         else:
-            yield from batches([checked_row(row, "fix or delete it") for row in rows], str(file))
+            yield from batches([_checked_row(row, "fix or delete it") for row in rows], str(file))
             return
     yield from _batched(file, _lines(file))
 
@@ -228,7 +268,7 @@ def _documents(file: Path, content: bytes) -> Iterator[Any]:
             value, position = DECODER.raw_decode(text, position)
             yield value
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: {defect(error).message}; {fix}") from None
+        raise UserError(f"{file}: {_defect(error).message}; {fix}") from None
 
 
 def _holds_rows(value: Any) -> str | None:
@@ -242,7 +282,7 @@ def _holds_rows(value: Any) -> str | None:
 
 def _unwrapped(file: Path, value: Any) -> list[Any]:
     """Return the entries of a list, the rows that an object holds, or the object itself or a list of turns as a row."""
-    if isinstance(value, list) and not is_turns(value):
+    if isinstance(value, list) and not _is_turns(value):
         return value
     key = _holds_rows(value)
     if key is None:
@@ -250,3 +290,101 @@ def _unwrapped(file: Path, value: Any) -> list[Any]:
     others = [name for name, entry in value.items() if isinstance(entry, list) and name != key]
     log.info("%s: the rows below %r are read%s", file, key, f", not {', '.join(others)}" if others else "")
     return value[key]  # type: ignore[no-any-return]
+
+
+def _is_turns(value: Any) -> bool:
+    """Whether a value is a conversation without an object around it."""
+    turns = isinstance(value, list) and all(map(is_turn, value))
+    return bool(turns and value and {"content", "value"} & value[0].keys())
+
+
+def _repeated(names: list[str]) -> str:
+    """Return the first name that occurs twice."""
+    return next(name for name in names if names.count(name) > 1)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; Python's parser would keep the last of two values with the same key."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise FormatError("repeated_key", f"has the key {_repeated([name for name, _ in pairs])!r} twice")
+    return made
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _parsed_line(line: bytes) -> Any:
+    """Parse a line; `json.loads(bytes)` would guess its encoding."""
+    return DECODER.decode(line.strip().removesuffix(b",").decode("utf-8-sig"))
+
+
+def _parsed(entry: Any) -> Row | FormatError:
+    """Return a row, parsed if it is a line."""
+    if not isinstance(entry, bytes):
+        return entry  # type: ignore[no-any-return]
+    try:
+        return _checked_row(_parsed_line(entry), FIX_LINE)
+    except (ValueError, RecursionError) as error:
+        bad = _defect(error)
+        return FormatError(bad.reason, f"{bad.message}; {FIX_LINE}")
+
+
+def _checked_row(row: Any, fix: str) -> Row | FormatError:
+    """Return a parsed value as a row: an object, or a list of turns as an object around it."""
+    if _is_turns(row):
+        return {"messages": row}
+    return row if isinstance(row, dict) else FormatError("not_an_object", f"is not an object {{…}}; {fix}")
+
+
+def _defect(error: Exception) -> FormatError:
+    """Return why a text is not JSON, without the fix."""
+    if isinstance(error, FormatError):
+        return error
+    if isinstance(error, json.JSONDecodeError):
+        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        return FormatError("not_json", f"is not JSON ({error.msg}, {place})")
+    if isinstance(error, UnicodeDecodeError):
+        return FormatError("not_utf8", f"is not UTF-8 ({error.reason} at byte {error.start})")
+    if isinstance(error, RecursionError):
+        return FormatError("nested_too_deeply", "is nested too deeply")
+    # A number with more digits than Python parses.
+    return FormatError("number_too_long", f"cannot be read ({str(error).partition(';')[0]})")
+
+
+def _arrow_rows(batch: "pa.RecordBatch") -> list[Any]:
+    """Convert Arrow rows; bytes that are not UTF-8 become lone surrogates, which `fix_conversation` replaces."""
+    try:
+        rows: list[Row] = batch.to_pylist()
+    except UnicodeDecodeError:
+        rows = [_value(row) for row in batch.to_struct_array()]
+    for name in (field.name for field in batch.schema if str(field.type).count("struct<") > 1):
+        for row in rows:
+            row[name] = _without_nulls(row[name])
+    return rows
+
+
+def _value(scalar: "pa.Scalar") -> Any:
+    """Convert an Arrow value that may hold text that is not UTF-8; Arrow's own conversion is strict, and faster."""
+    import pyarrow as pa
+
+    if not scalar.is_valid:
+        return None
+    if isinstance(scalar, pa.DictionaryScalar):
+        return _value(scalar.value)
+    if isinstance(scalar, pa.StructScalar):
+        return {name: _value(value) for name, value in scalar.items()}
+    if isinstance(scalar, pa.ListScalar):
+        return [_value(value) for value in scalar]
+    if isinstance(scalar, pa.StringScalar):  # also of the types `large_string` and `string_view`
+        return scalar.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
+    return scalar.as_py()
+
+
+def _without_nulls(value: Any, level: int = 0) -> Any:
+    """Drop the null keys of nested structs: Arrow gives each tool call the arguments of all others as nulls."""
+    if isinstance(value, list):
+        return [_without_nulls(entry, level) for entry in value]
+    if isinstance(value, dict):
+        return {key: _without_nulls(entry, level + 1) for key, entry in value.items() if not level or entry is not None}
+    return value

@@ -299,7 +299,5 @@ class _Builder:
         return NEAR, keep
 
     def _one_row_per_text(self, source: Standardised) -> np.ndarray:
-        """Return one row number for each text, in key order."""
         order = draw.in_key_order(source, self.cache)
-        rows: np.ndarray = order[draw.starts_group(source.keys[order])]
-        return rows
+        return np.asarray(order[draw.starts_group(source.keys[order])])

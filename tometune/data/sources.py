@@ -20,8 +20,7 @@ from tometune.common.errors import UserError, some
 from tometune.common.hub import commit_of, hub_errors, pinned
 from tometune.config.data import SourceConfig, SourceKind
 from tometune.data import pydocs
-from tometune.data.local_files import BATCH, SUFFIXES, batches, kind_of, numbered, read_file, unreadable
-from tometune.data.rows import Batch
+from tometune.data.local_files import BATCH, SUFFIXES, Batch, batches, kind_of, numbered, read_file, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -83,13 +82,13 @@ def _splits(path: str | None, key: str) -> dict[Path, str]:
         raise UserError(f"{key}={path}: {no_file}; name {FILES}")
     for file in found:
         if not kind_of(file):
-            raise UserError(
-                f"{key}={file}: cannot be read; the name must end in {', '.join(SUFFIXES)} (text also in .gz, .zst)"
-            )
-    return {
-        file: next((split for split, named in SPLITS.items() if named.search(_below(file, path))), "train")
-        for file in found
-    }
+            ends = f"the name must end in {', '.join(SUFFIXES)} (text also in .gz, .zst)"
+            raise UserError(f"{key}={file}: cannot be read; {ends}")
+
+    def split_of(file: Path) -> str:
+        return next((split for split, named in SPLITS.items() if named.search(_below(file, path))), "train")
+
+    return {file: split_of(file) for file in found}
 
 
 def _below(file: Path, path: str) -> str:

@@ -8,7 +8,6 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -22,11 +21,10 @@ from tometune.common.cache import cached_folder, folder_of
 from tometune.common.errors import UserError
 from tometune.common.progress import progress
 from tometune.config.data import BadRows, DataConfig, Preference, SourceConfig
-from tometune.data.columns import SOURCE_COLUMNS
 from tometune.data.conversations import compared_texts, encodable, extras_of, fix_conversation, normalised
-from tometune.data.formats import Reader
+from tometune.data.formats import SOURCE_COLUMNS, Reader
+from tometune.data.local_files import Batch
 from tometune.data.parallel import in_order
-from tometune.data.rows import Batch
 from tometune.data.sources import fingerprint, read
 from tometune.data.turns import FormatError, number_of
 
@@ -160,11 +158,8 @@ def _standardise_batch(
         try:
             if isinstance(row, FormatError):
                 raise row
-            texts = {column: row.get(column) for column in naming}
-            named = next(
-                (name for name, text in texts.items() if text and isinstance(text, str) and not ADDRESS.match(text)),
-                None,
-            )
+            texts = ((column, row.get(column)) for column in naming)
+            named = next((c for c, text in texts if text and isinstance(text, str) and not ADDRESS.match(text)), None)
             name = encodable(row[named]) if named else unnamed
             found = reader.read(row)
         except FormatError as error:
@@ -185,8 +180,9 @@ def _standardise_batch(
             score = number_of(row.get(source.score))
             if LARGEST_SCORE < abs(score) < math.inf:
                 score = math.nan
-            key_of_text = text_key(compared_texts(turns, found.tools))
-            usable.append(dict(zip(SCHEMA.names, (key_of_text, name, messages, extras, score), strict=True)))
+            text = normalised(compared_texts(turns, found.tools))
+            text_key = blake2b(text.encode(), digest_size=KEY_BYTES).digest()
+            usable.append(dict(zip(SCHEMA.names, (text_key, name, messages, extras, score), strict=True)))
     rows = pa.RecordBatch.from_pylist(usable, schema=SCHEMA)
     return rows, counts, bad[:SHOWN], len(batch)
 
@@ -212,8 +208,3 @@ def check_malformed(source: Standardised, key: str, config: DataConfig) -> None:
         shown.setdefault((file, defect), []).append(line)
     first = " | ".join(f"{file}, {' and '.join(lines)}: {defect}" for (file, defect), lines in shown.items())
     raise UserError(f"{key}: {count:,} of {source.read:,} rows cannot be read ({reasons}); {fix}: {first}")
-
-
-def text_key(texts: Iterable[str]) -> bytes:
-    """Return the 128-bit BLAKE2b hash of a conversation's normalised text."""
-    return blake2b(normalised(texts).encode(), digest_size=KEY_BYTES).digest()

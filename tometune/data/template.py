@@ -6,18 +6,22 @@ template puts around the texts; these pieces are learned by rendering a probe on
 template does more than trim a text (quotes or rewrites it), or a turn has more than a text, each assistant turn is
 located by rendering the conversation up to it.
 
-An answer is trained on only if the prompt that asks for it is what precedes it in the row.
+An answer is trained on only if the prompt that asks for it is what precedes it in the row. What a template cannot show
+apart from texts (reasoning, tool calls and definitions) is found by rendering probes, and removed.
 """
 
+import json
 import re
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from tometune.common.errors import UserError
-from tometune.data.template_support import Messages, TemplateSupport, Tools, leaves, not_shown
 
+Messages = list[dict[str, Any]]
+Tools = list[dict[str, Any]] | None
 Span = tuple[int, int]
 
 NOTES = {
@@ -32,6 +36,13 @@ NOTES = {
 
 BARE = {"role", "content", "trained"}  # keys of a message that is only a text
 PROBE = re.compile(r"tm0probe(\d+)x")
+USER, ANSWER = {"role": "user", "content": "tm0user"}, {"role": "assistant", "content": "tm0answer"}
+REASONING = "tm0reasoning"
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # of different templates
+
+# Reasoning at the start of an answer; some models write only the end of the block.
+THINKING = re.compile(r"\A\s*(?:<think>)?(?:(?!<think>).)*?</think>\s*", re.DOTALL)
+TAGS = re.compile(r"</?think>")
 
 # The last private-use plane of Unicode: characters without a meaning.
 PRIVATE = range(0x100000, 0x10FFFE)
@@ -80,7 +91,6 @@ class Template:
         added = tokenizer.added_tokens_decoder.values()
         controls = sorted((token.content for token in added if token.special), key=len, reverse=True)
         self.special = re.compile("|".join(map(re.escape, controls)) or "(?!)")
-        self._support = TemplateSupport(self._render)
         self._shapes: dict[tuple[str, ...], Shape | None] = {}
         self.lead = ""
         shape = self._shape(("user", "assistant"))
@@ -113,8 +123,7 @@ class Template:
     def render(self, conversations: Sequence[Messages], tools: Sequence[Tools] | None = None) -> list[Rendered]:
         """Return each conversation's text and the characters that are trained on, none for a row that is skipped.
 
-        Messages have `role` and `content`, and possibly `reasoning_content`, `tool_calls` and `trained` (false for an
-        answer that is only context). `tools` are the definitions of those that each conversation may call.
+        Messages are as `full_messages` returns them; `tools` are those that each conversation may call.
         """
         given = tools or [None] * len(conversations)
         return [self._rendered(messages, own) for messages, own in zip(conversations, given, strict=True)]
@@ -123,7 +132,7 @@ class Template:
         notes: list[str] = []
         unusual = tools or any(len(message) > 2 or "think>" in message["content"] for message in conversation)
         if unusual:
-            fitted = self._support.fit(conversation, tools)
+            fitted = self._fit(conversation, tools)
             if isinstance(fitted, str):
                 return _skipped(fitted)
             conversation, tools, notes = fitted
@@ -135,12 +144,11 @@ class Template:
         if text is None or (not calls and (shape is None or missing)):
             return _skipped("tools_not_shown" if missing == {"tool"} else "rejected_by_template")
         walked = self._walk(text, messages, shape) if shape and tools is None else None
-        lost = not_shown(text, messages) if unusual or walked is None else None
+        lost = _not_shown(text, messages) if unusual or walked is None else None
         if lost and lost != "reasoning_removed":
             return _skipped(lost)
         notes = sorted({*notes, *([lost] if lost else []), *(["system_folded"] if shape and shape.folded else [])})
-        turns = (number for number, message in enumerate(messages) if message["role"] == "assistant")
-        spans = self._step_by_step(text, messages, tools) if walked is None else dict(zip(turns, walked, strict=True))
+        spans = self._step_by_step(text, messages, tools) if walked is None else walked
         kept = {number: span for number, span in spans.items() if messages[number].get("trained", True)}
         if None in kept.values():
             notes.append("prompt_differs")
@@ -153,22 +161,81 @@ class Template:
         ]
         return Rendered(text, list(located.values()), stand_ins, answers, notes)
 
+    def _fit(self, messages: Messages, tools: Tools) -> tuple[Messages, Tools, list[str]] | str:
+        """Return the messages and tools as the template takes them, and notes; or the note of a row it cannot show."""
+        notes = set()
+        fitted = []
+        for message in messages:
+            fitted.append(message := dict(message))
+            reasoning = message.pop("reasoning_content", None)
+            if reasoning and self._reasoning_key:
+                message[self._reasoning_key] = reasoning
+            elif reasoning:
+                notes.add("reasoning_removed")
+            if message["role"] == "assistant" and not self._shows_think_blocks and THINKING.match(message["content"]):
+                message["content"] = THINKING.sub("", message["content"])
+                notes.add("reasoning_removed")
+                if not message["content"] and not message.get("tool_calls"):
+                    message["trained"] = False
+            if message.get("tool_calls"):
+                if self._arguments is None:
+                    return "tools_not_shown"
+                calls = deepcopy(message["tool_calls"])
+                for function in (call["function"] for call in calls if self._arguments is str):
+                    function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+                message["tool_calls"] = calls
+        if tools and not self._shows_definitions:
+            tools = None
+            notes.add("tool_definitions_removed")
+        return fitted, tools, sorted(notes)
+
+    @cached_property
+    def _reasoning_key(self) -> str | None:
+        """The key of an answer's reasoning, if the template shows it after the answer's prompt; else None."""
+        return next((key for key in REASONING_KEYS if self._shows_reasoning({key: REASONING})), None)
+
+    @cached_property
+    def _shows_think_blocks(self) -> bool:
+        return self._shows_reasoning({"content": f"<think>\n{REASONING}\n</think>\n\ntm0answer"})
+
+    def _shows_reasoning(self, keys: dict[str, str]) -> bool:
+        """Whether an answer with these keys is shown with its reasoning, after its prompt."""
+        prompt = self._render([USER], prompt=True) or ""
+        text = self._render([USER, ANSWER | keys]) or ""
+        return text.startswith(prompt) and REASONING in text[len(prompt) :]
+
+    @cached_property
+    def _arguments(self) -> type | None:
+        """The type of a call's arguments, dict or str, if the template shows calls and results; else None."""
+        for given in ({"place": "tm0argument"}, '{"place": "tm0argument"}'):
+            call = {"id": "call00001", "type": "function", "function": {"name": "tm0function", "arguments": given}}
+            result = {"role": "tool", "content": "tm0result", "name": "tm0function", "tool_call_id": "call00001"}
+            calls = {"role": "assistant", "content": "", "tool_calls": [call]}
+            text = self._render([USER, calls, result, ANSWER]) or ""
+            if all(word in text for word in ("tm0function", "tm0argument", "tm0result", "tm0answer")):
+                return type(given)
+        return None
+
+    @cached_property
+    def _shows_definitions(self) -> bool:
+        parameters = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
+        function = {"name": "tm0function", "description": "tm0tool", "parameters": parameters}
+        return "tm0function" in (self._render([USER, ANSWER], [{"type": "function", "function": function}]) or "")
+
     def _render(self, messages: Messages, tools: Tools = None, prompt: bool = False) -> str | None:
         """Return the text of a conversation; None if the template rejects it."""
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                messages, tools, tokenize=False, add_generation_prompt=prompt
-            )
+            text = self.tokenizer.apply_chat_template(messages, tools, tokenize=False, add_generation_prompt=prompt)
         except Exception:  # a template is a program and can raise anything
             return None
-        return text
+        return str(text)
 
     def replace_special(self, messages: Messages) -> tuple[Messages, dict[str, str]]:
         """Replace special tokens that a text spells by unused characters.
 
         The template's own control tokens then differ from text that looks like them, whatever a template does with it.
         """
-        texts = [message["content"] if len(message) == 2 else " ".join(leaves(message)) for message in messages]
+        texts = [message["content"] if len(message) == 2 else " ".join(_leaves(message)) for message in messages]
         found = {token for text in texts for token in self.special.findall(text)}
         if not found:
             return messages, {}
@@ -209,13 +276,13 @@ class Template:
         missing = {probe["role"] for number, probe in enumerate(probes) if number not in order}
         return Shape(order, parts[::2], missing, prompted, folded)
 
-    def _walk(self, text: str, messages: Messages, shape: Shape) -> list[Span] | None:
+    def _walk(self, text: str, messages: Messages, shape: Shape) -> dict[int, Span | None] | None:
         """Find the answers by the pieces around them; None unless the whole text is accounted for."""
         if not shape.prompted or shape.missing or len(shape.order) != len(messages):
             return None
         if not text.startswith(shape.pieces[0]):
             return None
-        position, spans = len(shape.pieces[0]), list[Span]()
+        position, spans = len(shape.pieces[0]), dict[int, Span | None]()
         for number, before, after in zip(shape.order, shape.pieces, shape.pieces[1:], strict=False):
             content = messages[number]["content"]
             if not text.startswith(content + after, position):
@@ -225,7 +292,7 @@ class Template:
             end = position + len(content)
             if messages[number]["role"] == "assistant":
                 lead = len(self.lead) if before.endswith(self.lead) else 0
-                spans.append((position - lead, end + len(self._end_of_turn(after))))
+                spans[number] = (position - lead, end + len(self._end_of_turn(after)))
             position = end + len(after)
         return spans if position == len(text) else None
 
@@ -270,3 +337,31 @@ def end_of_turn(tokenizer: Any) -> int | None:
 def _probes(roles: tuple[str, ...]) -> Messages:
     """Return a conversation whose texts can be recognised by their numbers."""
     return [{"role": role, "content": f"tm0probe{number}x"} for number, role in enumerate(roles)]
+
+
+def _not_shown(text: str, messages: Messages) -> str | None:
+    """Return the note of a conversation of which a rendered text lacks a part; None if it shows all of it."""
+    lost = None
+    for message in messages:
+        calls = message.get("tool_calls", ())
+        values = [value for call in calls for value in _leaves(call["function"])]
+        block = THINKING.match(message["content"]) if message["role"] == "assistant" else None
+        answer = message["content"][block.end() :] if block else message["content"]
+        if not all(_shows(text, part) for part in [*TAGS.split(answer), *values]):
+            return "tools_not_shown" if calls or message["role"] == "tool" else "rejected_by_template"
+        reasoning = [message.get(key, "") for key in REASONING_KEYS] + TAGS.split(block.group() if block else "")
+        lost = lost if all(_shows(text, part) for part in reasoning) else "reasoning_removed"
+    return lost
+
+
+def _shows(text: str, part: str) -> bool:
+    """Tell whether a text shows another one, possibly as JSON."""
+    part = part.strip()
+    return part in text or any(json.dumps(part, ensure_ascii=ascii_)[1:-1] in text for ascii_ in (False, True))
+
+
+def _leaves(value: Any) -> list[str]:
+    """Return the texts and numbers in a nested value."""
+    if isinstance(value, dict | list):
+        return [leaf for entry in (value.values() if isinstance(value, dict) else value) for leaf in _leaves(entry)]
+    return [value] if isinstance(value, str) else [str(value)] if type(value) in (int, float) else []

@@ -64,17 +64,12 @@ def tokenise(mix: Mix, tokenizer: Any, max_length: int, cache: Path) -> Tokens:
     template = Template(tokenizer)
     overhead = template.overhead()
     if max_length < overhead:
-        raise UserError(
-            f"trainer.max_length={max_length}: the chat template alone takes {overhead} tokens; raise it above that"
-        )
+        least = f"the chat template alone takes {overhead} tokens; raise it above that"
+        raise UserError(f"trainer.max_length={max_length}: {least}")
     if not template.end:
         log.warning("the chat template ends answers without a special token, so the model does not learn to stop")
-    made_by = {
-        **tokenizer_key(tokenizer),
-        "max_length": max_length,
-        "mask": "assistant turns and the end of each",
-        "tokens": VERSION,
-    }
+    made_by = tokenizer_key(tokenizer) | {"max_length": max_length, "tokens": VERSION}
+    made_by["mask"] = "assistant turns and the end of each"
     blocks = [block for part in mix.parts.values() for block in _blocks(part, made_by, template, max_length, cache)]
     sizes = np.concatenate([block_sizes for _, block_sizes in blocks])
     lengths, trained, cut, special, *notes = sizes.T
@@ -128,7 +123,6 @@ def _blocks(
 
 
 def _build(rows: Dataset, numbers: np.ndarray, template: Template, max_length: int, folder: Path) -> None:
-    """Write rows.arrow and sizes.npy of a block."""
     encoder = Encoder(template)
     verified = set(np.linspace(0, len(rows) - 1, VERIFIED, dtype=int).tolist())
     sizes: list[np.ndarray] = []

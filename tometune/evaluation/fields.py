@@ -8,7 +8,7 @@ from typing import Any
 
 from tometune.common.errors import UserError, did_you_mean
 from tometune.config.eval import TaskConfig
-from tometune.data.columns import ANSWERING, ASKING
+from tometune.data.formats import ANSWERING, ASKING
 from tometune.data.turns import is_parts
 
 ROLES = ("system", "user", "assistant")

@@ -16,8 +16,7 @@ from tometune.config.data import SourceConfig, SourceKind
 from tometune.config.eval import HELD_OUT, EvalConfig, TaskConfig, TaskKind
 from tometune.data.conversations import fix_conversation, is_trained
 from tometune.data.formats import Reader
-from tometune.data.local_files import batches
-from tometune.data.rows import Batch
+from tometune.data.local_files import Batch, batches
 from tometune.data.sources import content_digest, files_of, read
 from tometune.data.standardise import Standardised
 from tometune.data.turns import FormatError
