@@ -12,8 +12,8 @@ from tests.evaluation.test_generation import TALKS, THINGS
 from tometune.common.errors import UserError
 from tometune.config.eval import EngineKind
 from tometune.config.model import Precision
-from tometune.evaluation.engines import Engine, UnsupportedError, cuda_graph, decoder, ragged
-from tometune.evaluation.engines.choice import CPU_ROWS, check_engine, engine_for, rows_that_fit
+from tometune.evaluation import engines
+from tometune.evaluation.engines import Engine, UnsupportedError, cuda_graph, decoder, engine_for, ragged
 from tometune.evaluation.engines.cuda_graph import CudaGraph
 from tometune.evaluation.generation import generate, greedy
 
@@ -96,12 +96,12 @@ def test_where_the_engine_cannot_work_auto_falls_back_with_one_line_and_a_choice
     monkeypatch.setattr("torch.cuda.is_available", lambda: capability is not None)
     monkeypatch.setattr("torch.version.cuda", "13.0")
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
-    check_engine(EngineKind.auto)
+    engines.check_engine(EngineKind.auto)
     monkeypatch.setattr(ragged, "KERNEL", kernel)
     with caplog.at_level(logging.INFO), engine_for(EngineKind.auto, model, 100) as engine:
         assert engine.name == "transformers"
     assert [record.message for record in caplog.records] == [f"eval.engine=auto: using transformers ({reason})"]
-    for refused in (check_engine, lambda kind: engine_for(kind, model, 100).__enter__()):
+    for refused in (engines.check_engine, lambda kind: engine_for(kind, model, 100).__enter__()):
         with pytest.raises(UserError) as error:
             refused(EngineKind.cuda_graph)
         assert str(error.value) == f"eval.engine=cuda_graph: {reason}; set eval.engine=auto or transformers"
@@ -111,13 +111,13 @@ def test_where_the_engine_cannot_work_auto_falls_back_with_one_line_and_a_choice
 @pytest.mark.parametrize(("free", "rows"), [(10**5, (1, 1)), (2 * 10**6, (4, 1)), (10**12, (256, 256))])
 def test_rows_follow_the_free_memory(model, monkeypatch, engine, free, rows):
     """A row takes 256 bytes per token for its cache, 12 per vocabulary entry for logits, and what prompts take."""
-    assert rows_that_fit(engine(model), 400, 100) == CPU_ROWS
+    assert engines.rows_that_fit(engine(model), 400, 100) == engines.CPU_ROWS
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 10**13))
-    monkeypatch.setattr("tometune.evaluation.engines.choice._cache_bytes", lambda model: 256)
+    monkeypatch.setattr("tometune.evaluation.engines._cache_bytes", lambda model: 256)
     monkeypatch.setattr("tometune.evaluation.engines.decoder.PREFILL_TOKENS", 100)
     monkeypatch.setattr(type(model), "device", property(lambda self: SimpleNamespace(type="cuda")))
-    assert rows_that_fit(engine(model), 400, 100) == rows[engine is Engine]
+    assert engines.rows_that_fit(engine(model), 400, 100) == rows[engine is Engine]
 
 
 class Scarce(Engine):
