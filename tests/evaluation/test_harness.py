@@ -76,7 +76,7 @@ def score(jsonl, files, tokenizer, model, tmp_path):
 
 def test_samples_are_kept_like_the_scores_of_other_tasks(model, score, tmp_path, monkeypatch):
     lm_eval = pytest.importorskip("lm_eval")
-    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)  # runs pip and compilers, which takes seconds
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)  # which runs pip and compilers
     evaluated, real = [], lm_eval.simple_evaluate
     monkeypatch.setattr(lm_eval, "simple_evaluate", lambda **given: evaluated.append(real(**given)) or evaluated[-1])
 
