@@ -184,7 +184,7 @@ def _plain_answers(model: Any, tokenizer: Any, new: int) -> Iterator[Callable[[l
 def _tometune_answers(model: Any, tokenizer: Any, new: int) -> Iterator[Callable[[list[Any]], float]]:
     """Yield a function that answers with the engine that the evaluation would choose, built once for all batches."""
     from tometune.config.eval import EngineKind
-    from tometune.evaluation.engines.choice import engine_for
+    from tometune.evaluation.engines import engine_for
     from tometune.evaluation.generation import generate
 
     with engine_for(EngineKind("auto"), model, LONGEST_PROMPT + new) as engine:

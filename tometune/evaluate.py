@@ -59,7 +59,7 @@ def evaluate(subject: Subject) -> None:
     """
     with quick_imports():
         from tometune.common.seeding import seed_everything, use_deterministic_kernels
-        from tometune.evaluation.engines.choice import check_engine
+        from tometune.evaluation.engines import check_engine
         from tometune.evaluation.scoring import Scorer
         from tometune.evaluation.table import gains
         from tometune.evaluation.tasks import load_tasks

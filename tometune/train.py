@@ -254,7 +254,7 @@ def check_requirements(config: Config) -> None:
     Raises:
         UserError: a GPU, a package, a key or the hub is missing; the line names the fix.
     """
-    from tometune.evaluation.engines.choice import check_engine
+    from tometune.evaluation.engines import check_engine
     from tometune.models.machine import check_machine
     from tometune.models.source import check_source
     from tometune.tracking.tracker import check_tracker

@@ -12,8 +12,8 @@ from tests.evaluation.test_generation import TALKS, THINGS
 from tometune.common.errors import UserError
 from tometune.config.eval import EngineKind
 from tometune.config.model import Precision
-from tometune.evaluation.engines import Engine, UnsupportedError, cuda_graph, decoder, ragged
-from tometune.evaluation.engines.choice import CPU_ROWS, check_engine, engine_for, rows_that_fit
+from tometune.evaluation import engines
+from tometune.evaluation.engines import Engine, UnsupportedError, cuda_graph, decoder, engine_for, ragged
 from tometune.evaluation.engines.cuda_graph import CudaGraph
 from tometune.evaluation.generation import generate, greedy
 
@@ -28,7 +28,7 @@ def eager(model, longest_row=800):
 def test_one_engine_answers_batches_of_all_sizes(model, tokenizer):
     """Cache and steps are reused between batches, and their content does not affect the next answers."""
     engine = eager(model)
-    for size, most, temperature in ((1, 2, 0), (5, 1, 0), (5, 12, 1), (24, 200, 0), (3, 7, 0), (24, 30, 0)):
+    for size, most, temperature in ((1, 2, 0), (5, 1, 0), (5, 12, 1), (24, 60, 0), (3, 7, 0), (24, 30, 0)):
         settings = {"temperature": float(temperature), "seed": 3}
         expected = generate(model, tokenizer, TALKS, most, 24 if temperature else size, 512, **settings).answers
         assert generate(model, tokenizer, TALKS, most, size, 512, **settings, engine=engine).answers == expected
@@ -85,13 +85,9 @@ def test_other_attention_is_rejected(model, tokenizer, monkeypatch):
 @pytest.mark.parametrize(
     ("capability", "kernel", "reason"),
     [
-        (None, "_flash_attention_forward", "no NVIDIA GPU found"),
-        ((7, 5), "_flash_attention_forward", "the GPU's compute capability is 7.5, and the attention kernel needs 8.0"),
-        (
-            (9, 0),
-            "_no_such_kernel",
-            f"torch {torch.__version__} does not have the attention kernel aten::_no_such_kernel",
-        ),
+        (None, ragged.KERNEL, "no NVIDIA GPU found"),
+        ((7, 5), ragged.KERNEL, "the GPU's compute capability is 7.5, and the attention kernel needs 8.0"),
+        ((9, 0), "_none", f"torch {torch.__version__} does not have the attention kernel aten::_none"),
     ],
 )
 def test_where_the_engine_cannot_work_auto_falls_back_with_one_line_and_a_choice_is_rejected(
@@ -100,12 +96,12 @@ def test_where_the_engine_cannot_work_auto_falls_back_with_one_line_and_a_choice
     monkeypatch.setattr("torch.cuda.is_available", lambda: capability is not None)
     monkeypatch.setattr("torch.version.cuda", "13.0")
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
-    check_engine(EngineKind.auto)
+    engines.check_engine(EngineKind.auto)
     monkeypatch.setattr(ragged, "KERNEL", kernel)
     with caplog.at_level(logging.INFO), engine_for(EngineKind.auto, model, 100) as engine:
         assert engine.name == "transformers"
     assert [record.message for record in caplog.records] == [f"eval.engine=auto: using transformers ({reason})"]
-    for refused in (check_engine, lambda kind: engine_for(kind, model, 100).__enter__()):
+    for refused in (engines.check_engine, lambda kind: engine_for(kind, model, 100).__enter__()):
         with pytest.raises(UserError) as error:
             refused(EngineKind.cuda_graph)
         assert str(error.value) == f"eval.engine=cuda_graph: {reason}; set eval.engine=auto or transformers"
@@ -115,13 +111,13 @@ def test_where_the_engine_cannot_work_auto_falls_back_with_one_line_and_a_choice
 @pytest.mark.parametrize(("free", "rows"), [(10**5, (1, 1)), (2 * 10**6, (4, 1)), (10**12, (256, 256))])
 def test_rows_follow_the_free_memory(model, monkeypatch, engine, free, rows):
     """A row takes 256 bytes per token for its cache, 12 per vocabulary entry for logits, and what prompts take."""
-    assert rows_that_fit(engine(model), 400, 100) == CPU_ROWS
+    assert engines.rows_that_fit(engine(model), 400, 100) == engines.CPU_ROWS
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 10**13))
-    monkeypatch.setattr("tometune.evaluation.engines.choice._cache_bytes", lambda model: 256)
+    monkeypatch.setattr("tometune.evaluation.engines._cache_bytes", lambda model: 256)
     monkeypatch.setattr("tometune.evaluation.engines.decoder.PREFILL_TOKENS", 100)
     monkeypatch.setattr(type(model), "device", property(lambda self: SimpleNamespace(type="cuda")))
-    assert rows_that_fit(engine(model), 400, 100) == rows[engine is Engine]
+    assert engines.rows_that_fit(engine(model), 400, 100) == rows[engine is Engine]
 
 
 class Scarce(Engine):
@@ -141,12 +137,10 @@ class Scarce(Engine):
         self.asked.append("released")
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_half_the_batch_is_tried_once(model, tokenizer, caplog, temperature):
-    expected = generate(model, tokenizer, TALKS, 6, 24, 512, temperature=temperature)
+def test_half_the_batch_is_tried_once(model, tokenizer, caplog):
+    expected = generate(model, tokenizer, TALKS, 6, 24, 512, temperature=1.0)
     engine = Scarce(model, 8)
-    with caplog.at_level(logging.WARNING):
-        found = generate(model, tokenizer, TALKS, 6, 16, 512, temperature=temperature, engine=engine)
+    found = generate(model, tokenizer, TALKS, 6, 16, 512, temperature=1.0, engine=engine)
     assert found.answers == expected.answers
     assert (expected.batch_size, found.batch_size) == (24, 8)
     assert engine.asked == [16, "released", 8, 8, 8]
@@ -155,7 +149,7 @@ def test_half_the_batch_is_tried_once(model, tokenizer, caplog, temperature):
         generate(model, tokenizer, TALKS, 6, 16, 512, engine=Scarce(model, 4))
 
 
-@pytest.mark.parametrize(("heads", "key_heads", "size", "rows"), [(24, 8, 128, 37), (9, 3, 64, 5), (8, 8, 64, 1)])
+@pytest.mark.parametrize(("heads", "key_heads", "size", "rows"), [(24, 8, 128, 11), (9, 3, 64, 5), (8, 8, 64, 1)])
 @pytest.mark.parametrize("decoding", [True, False])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, gpu_needed])])
 def test_attention_is_that_of_each_row_alone(heads, key_heads, size, rows, decoding, device):

@@ -42,45 +42,36 @@ def test_batches_equal_decoding_by_hand(model, tokenizer):
 def test_processes_share_whole_batches(monkeypatch, processes):
     """So the answers are those of one process, also where they depend on the size of a batch."""
     monkeypatch.setattr("tometune.evaluation.generation.processes", lambda: processes)
-
-    def batches(prompts: int, size: int) -> list[list[list[int]]]:
-        found = []
-        for number in range(processes):
-            monkeypatch.setattr("tometune.evaluation.generation.rank", lambda number=number: number)
-            own = share([7 * index for index in range(prompts)], size)
-            found.append([own[start : start + size] for start in range(0, len(own), size)])
-        return found
-
-    whole = [[7 * index for index in range(start, min(start + 4, 23))] for start in range(0, 23, 4)]
-    shared = batches(23, 4)
-    assert sorted(batch for own in shared for batch in own) == whole
-    assert {len(own) for own in shared} == {6 // processes}
-    assert batches(23, 128) == [[[7 * index for index in range(23)]], *[[]] * (processes - 1)]
+    order, found = [7 * index for index in range(23)], []
+    for number in range(processes):
+        monkeypatch.setattr("tometune.evaluation.generation.rank", lambda number=number: number)
+        own = share(order, 4)
+        found.append([own[start : start + 4] for start in range(0, len(own), 4)])
+        assert share(order, 128) == ([] if number else order)
+    assert sorted(batch for own in found for batch in own) == [order[start : start + 4] for start in range(0, 23, 4)]
+    assert {len(own) for own in found} == {6 // processes}
 
 
-def test_an_answer_ends_at_the_end_of_turn(model, tokenizer):
+def test_answers_end_at_the_end_of_turn_whatever_the_models_own_generation_config(model, tokenizer, caplog, recwarn):
     """Some answers of this model end by themselves; they contain no marker, and padding after them is not counted."""
-    found = generate(model, tokenizer, TALKS, 200, 24, 512)
-    assert {answer.ended for answer in found.answers} == {True, False}
-    assert all(answer.ended or answer.tokens == 200 for answer in found.answers)
-    assert any(answer.ended and answer.tokens < 200 for answer in found.answers)
-    assert not any("<|" in answer.text for answer in found.answers)
-
-
-def test_the_models_own_generation_config_does_not_matter(model, tokenizer, caplog, recwarn):
-    plain = generate(model, tokenizer, TALKS, 20, 8, 512)
+    plain = generate(model, tokenizer, TALKS, 100, 24, 512).answers
+    assert {answer.ended for answer in plain} == {True, False}
+    assert all(answer.ended or answer.tokens == 100 for answer in plain)
+    assert any(answer.ended and answer.tokens < 100 for answer in plain)
+    assert not any("<|" in answer.text for answer in plain)
     model.generation_config = GenerationConfig(
         **{"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.5},
         **{"no_repeat_ngram_size": 2, "num_beams": 3, "min_new_tokens": 15},
-        **{"eos_token_id": [tokenizer.eos_token_id, 7], "pad_token_id": tokenizer.pad_token_id},
+        **{"eos_token_id": [tokenizer.eos_token_id, 307], "pad_token_id": tokenizer.pad_token_id},
     )
     recwarn.clear()
     with caplog.at_level(logging.WARNING):
-        other = generate(model, tokenizer, TALKS, 20, 8, 512)
+        other = generate(model, tokenizer, TALKS, 100, 24, 512).answers
     assert not caplog.records
     assert not list(recwarn)
-    pairs = list(zip(plain.answers, other.answers, strict=True))
+    pairs = list(zip(plain, other, strict=True))
     assert all(one.text.startswith(two.text) for one, two in pairs)  # only the second end-of-turn token is used
+    assert any(one.text.startswith(f"{two.text} dog") for one, two in pairs)
     assert model.generation_config.num_beams == 3
 
 
@@ -96,20 +87,16 @@ def test_short_prompts_are_left_alone_and_long_ones_marked(model, tokenizer):
     assert prompt.ids == tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
 
 
-@pytest.mark.parametrize("most", [45, 60, 61, 120])
-def test_long_prompts_lose_their_middle(tokenizer, most):
+def test_long_prompts_lose_their_middle_and_no_half_of_a_character_is_left(tokenizer):
     text = "START " + " ".join(f"word{n}" for n in range(100)) + " END"
-    prompt = encode(tokenizer, talk(text), most)
-    assert most - 8 <= len(prompt.ids) <= most
-    assert "Be kind." in prompt.text
-    user = prompt.text.split("user\n")[1].split("<|im_end|>")[0]
-    head, tail = user.split(GAP)
-    assert text.startswith(head)
-    assert text.endswith(tail)
-    assert abs(len(head) - len(tail)) < 12
-
-
-def test_a_cut_inside_a_character_leaves_no_half(tokenizer):
+    for most in (45, 60, 61, 120):
+        prompt = encode(tokenizer, talk(text), most)
+        assert most - 8 <= len(prompt.ids) <= most
+        assert "Be kind." in prompt.text
+        head, tail = prompt.text.split("user\n")[1].split("<|im_end|>")[0].split(GAP)
+        assert text.startswith(head)
+        assert text.endswith(tail)
+        assert abs(len(head) - len(tail)) < 12
     for most in range(45, 60):
         assert "\ufffd" not in encode(tokenizer, talk("漢字🎉" * 50), most).text
     with pytest.raises(UserError, match=r"eval\.max_prompt_tokens=10: too few"):

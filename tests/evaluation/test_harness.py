@@ -10,6 +10,7 @@ from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
 from tometune.evaluation import harness
 from tometune.evaluation.harness import fingerprint, load_harness
+from tometune.evaluation.results import read_scores
 from tometune.evaluation.scoring import Scorer
 from tometune.evaluation.tasks import load_tasks
 
@@ -62,31 +63,32 @@ def files(tmp_path):
 
 
 @pytest.fixture
-def scorer(jsonl, files, tokenizer, tmp_path):
-    """A function that returns a scorer of one task of our own and two of the harness."""
+def score(jsonl, files, tokenizer, model, tmp_path):
+    """A function that scores the model on one task of our own and two of the harness."""
 
-    def make(**settings):
+    def stage(**settings):
         task = jsonl([{"input": f"Say {n}.", "references": ["the fox"]} for n in range(3)], max_new_tokens=4)
         config = EvalConfig(tasks={"own": task}, harness=files, batch_size=4, max_prompt_tokens=256, **settings)
-        return Scorer(tokenizer, load_tasks(config), config, tmp_path, tmp_path / "cache")
+        return Scorer(tokenizer, load_tasks(config), config, tmp_path, tmp_path / "cache").stage("base", model)
 
-    return make
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return stage
 
 
-def test_samples_are_kept_like_the_scores_of_other_tasks(model, scorer, tmp_path, monkeypatch):
+def test_samples_are_kept_like_the_scores_of_other_tasks(model, score, tmp_path, monkeypatch):
     lm_eval = pytest.importorskip("lm_eval")
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)  # which runs pip and compilers
     evaluated, real = [], lm_eval.simple_evaluate
     monkeypatch.setattr(lm_eval, "simple_evaluate", lambda **given: evaluated.append(real(**given)) or evaluated[-1])
+
+    def rows(task):
+        return list(read_scores(tmp_path / f"eval/base/harness_{task}.jsonl").values())
+
     model.train()
-    scores = scorer().stage("base", model)
+    scores = score()
     assert model.training
     assert list(scores["tasks"]) == ["own", "harness_say", "harness_pick"]
     assert scores["rougeL"] == scores["tasks"]["own"]["rougeL"], "the mean over tasks is that of our own"
-    say, pick = (lines(tmp_path / f"eval/base/harness_{name}.jsonl") for name in ("say", "pick"))
+    say, pick = rows("say"), rows("pick")
     assert [row["id"] for row in say] == [row["id"] for row in pick] == list("012345")
     assert say[2]["prompt"] == "<|im_start|>user\nSay 2 words.<|im_end|>\n<|im_start|>assistant\n"
     assert say[2]["references"] == ["fox 2"]
@@ -97,39 +99,37 @@ def test_samples_are_kept_like_the_scores_of_other_tasks(model, scorer, tmp_path
     for column in ("acc", "acc_norm"):
         mean = fmean(row["scores"][column] for row in pick)
         assert scores["tasks"]["harness_pick"][column] == mean == found["results"]["pick"][f"{column},none"]
-    assert scorer().stage("base", model) == scores
+    assert score() == scores
     assert len(evaluated) == 1, "read again"
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.mul_(5)
-    tuned = scorer().stage("base", model)
+    tuned = score()
     assert len(evaluated) == 2
-    assert lines(tmp_path / "eval/base/harness_say.jsonl") != say
-    assert tuned["tasks"]["harness_say"]["examples"] == 6
-    assert not tuned["limited"]
-    assert scorer(limit=2).stage("base", model)["limited"]
-    assert len(lines(tmp_path / "eval/base/harness_pick.jsonl")) == 2
+    assert rows("say") != say
+    assert (tuned["tasks"]["harness_say"]["examples"], tuned["limited"]) == (6, False)
+    assert score(limit=2)["limited"]
+    assert len(rows("pick")) == 2
 
 
-def test_a_task_that_cannot_be_loaded_is_one_line(files, tmp_path, monkeypatch):
-    pytest.importorskip("lm_eval")
-    with pytest.raises(UserError, match=r"^eval\.harness=gsm9k: no such task; did you mean gsm\w+") as raised:
-        load_harness(("gsm9k",))
+def test_a_task_that_cannot_be_loaded_or_runs_generated_code_is_one_line(score, files, tmp_path, monkeypatch):
+    tasks = pytest.importorskip("lm_eval.tasks")
+    with monkeypatch.context() as patch:  # the package's own 10,000 tasks take seconds to list
+        ours = tasks.TaskManager(include_defaults=False, include_path=str(tmp_path))
+        patch.setattr(tasks, "TaskManager", lambda include_defaults: ours if include_defaults else None)
+        with pytest.raises(UserError, match=r"^eval\.harness=picks: no such task; did you mean pick\?") as raised:
+            load_harness(("picks",))
     assert "\n" not in str(raised.value)
     broken = tmp_path / "broken.yaml"
     broken.write_text("task: broken\ndataset_path: json\ndataset_kwargs: {data_files: {test: gone.jsonl}}\n")
     with pytest.raises(UserError, match=r"broken\.yaml: cannot be loaded \(.*\); fix this, or leave it out$"):
         load_harness((str(broken),))
-
-
-def test_a_task_that_runs_generated_code_is_refused(model, scorer, files, tmp_path):
-    pytest.importorskip("lm_eval")
     with (tmp_path / "say.yaml").open("a") as task:
         task.write("unsafe_code: true\n")
     with pytest.raises(UserError, match=r"^eval\.harness: .*say which is marked as unsafe.*leave this task out$"):
-        scorer().stage("base", model)
+        score()
 
 
-def test_without_the_package_one_line_says_how_to_install_it(files, monkeypatch):
+def test_without_the_package_one_line_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(harness.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"^eval\.harness: needs lm-evaluation-harness; run: .* pip install 'lm_eval"):
         load_harness(("gsm8k",))

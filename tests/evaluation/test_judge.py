@@ -14,6 +14,7 @@ import torch
 from tometune.config.eval import EvalConfig, JudgeConfig
 from tometune.evaluation import judge
 from tometune.evaluation.judge import judge_answers
+from tometune.evaluation.results import read_scores
 from tometune.evaluation.scoring import Scorer
 from tometune.evaluation.tasks import load_tasks
 from tometune.models import smollm2
@@ -21,41 +22,32 @@ from tometune.models import smollm2
 KEY = "sk-123-secret"
 
 
-class Server:
-    """An OpenAI-compatible endpoint; `reply` gets a prompt and returns a text, or a status of an error."""
+class Endpoint(BaseHTTPRequestHandler):
+    """OpenAI-compatible; the server's `reply` gets a prompt and returns a text, a whole body, or an error's status."""
 
-    def __init__(self):
-        self.reply, self.asked, self.headers, self.retry_after = str, [], [], None
-        outer = self
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, body, self.headers["Authorization"]))
+        found = self.server.reply(body["messages"][0]["content"])
+        with suppress(BrokenPipeError):  # a client that gave up waiting
+            self.send_response(found if isinstance(found, int) else 200)
+            self.send_header("Retry-After", self.server.retry_after)
+            self.end_headers()
+            text = json.dumps({"choices": [{"message": {"content": found}}]}).encode()
+            self.wfile.write(found if isinstance(found, bytes) else text)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.asked.append((self.path, body))
-                outer.headers.append(self.headers.get("Authorization"))
-                found = outer.reply(body["messages"][0]["content"])
-                with suppress(BrokenPipeError):  # a client that gave up waiting
-                    self.send_response(found if isinstance(found, int) else 200)
-                    if outer.retry_after and found == 429:
-                        self.send_header("Retry-After", outer.retry_after)
-                    self.end_headers()
-                    text = json.dumps({"choices": [{"message": {"content": found}}]}).encode()
-                    self.wfile.write(found if isinstance(found, bytes) else text)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def log_message(self, *_):
+        pass
 
 
 @pytest.fixture
 def server():
-    started = Server()
-    yield started
-    started.server.shutdown()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as started:
+        started.daemon_threads, started.asked, started.retry_after = True, [], ""
+        started.url = f"http://127.0.0.1:{started.server_port}/v1"
+        threading.Thread(target=started.serve_forever, args=(0.01,), daemon=True).start()
+        yield started
+        started.shutdown()
 
 
 @pytest.fixture
@@ -64,13 +56,20 @@ def place(jsonl, tmp_path):
     rows = [{"id": f"q{n}", "input": f"Say {n}.", "references": ["x"]} for n in range(8)]
     tasks = load_tasks(EvalConfig(tasks={"one": jsonl(rows, "one.jsonl"), "two": jsonl(rows[:4], "two.jsonl")}))
     for stage, text in (("base", "bad"), ("tuned", "a good answer")):
+        (tmp_path / "eval" / stage).mkdir(parents=True)
         for task in tasks:
-            path = tmp_path / "eval" / stage / f"{task.name}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
             answers = [f"{text} {n}" if n else "the same" for n in range(len(task.examples))]
             rows = [{"id": f"q{n}", "prediction": answer, "scores": {}} for n, answer in enumerate(answers)]
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            (tmp_path / f"eval/{stage}/{task.name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path, tasks
+
+
+@pytest.fixture
+def ask(place, server):
+    """A function that judges both tasks, or the first `tasks` of them."""
+    return lambda tasks=2, **settings: judge_answers(
+        place[0], place[1][:tasks], JudgeConfig(url=server.url, model="m", **settings)
+    )
 
 
 def parts(prompt):
@@ -84,10 +83,6 @@ def warning_of(caplog):
     return warning
 
 
-def lines(place):
-    return [json.loads(line) for line in (place[0] / "eval/judge/one.jsonl").read_text().splitlines()]
-
-
 def better(prompt):
     return "[[A]]" if "good" in parts(prompt)[1] else "[[B]]"
 
@@ -97,35 +92,31 @@ def longer(prompt):
     return "<think>[[A]]? [[B]]?</think>B." if len(second) > len(first) else "a"
 
 
-def ask(place, server, **settings):
-    return judge_answers(*place, JudgeConfig(url=server.url, model="m", **settings))
-
-
-def test_a_judge_that_prefers_the_tuned_answers(place, server, caplog, monkeypatch):
+def test_a_judge_that_prefers_the_tuned_answers(place, ask, server, caplog, monkeypatch):
     monkeypatch.setenv(judge.KEY, KEY)
     server.reply = better
     with caplog.at_level(logging.INFO):
-        found = ask(place, server)
+        found = ask()
     assert (found["model"], found["calls"]) == ("m", 20)
     assert found["tasks"]["one"] == {
         **{"win": 7.5 / 8, "agreement": 1.0, "longer_preferred": 1.0, "words": {"base": 2.0, "tuned": 3.75}},
         **{"examples": 8, "equal_answers": 1, "no_verdict": 0, "no_reply": 0},
     }
     assert found["win"] == pytest.approx((7.5 / 8 + 3.5 / 4) / 2)
-    by_id = {line["id"]: line for line in lines(place)}
+    by_id = read_scores(place[0] / "eval/judge/one.jsonl")
     assert len({line.pop("pair") for line in by_id.values()}) == 8
     assert by_id["q0"] == {"id": "q0", "scores": {"win": 0.5}, "verdicts": [], "words": {"base": 2, "tuned": 2}}
     assert by_id["q3"]["verdicts"] == ["tuned", "tuned"]
     assert by_id["q3"]["scores"] == {"win": 1.0, "agreement": 1.0}
-    path, body = server.asked[0]
+    path, body, _ = server.asked[0]
     assert (path, body["model"], body["temperature"]) == ("/v1/chat/completions", "m", 0)
     assert parts(body["messages"][0]["content"])[0].startswith("user: Say ")
     assert f"sends prompts and answers of up to 250 examples per task to {server.url}" in caplog.text
-    assert set(server.headers) == {f"Bearer {KEY}"}
+    assert {key for _, _, key in server.asked} == {f"Bearer {KEY}"}
     assert not any(KEY.encode() in path.read_bytes() for path in place[0].rglob("*.json*"))
     assert KEY not in caplog.text
     caplog.clear()
-    assert ask(place, server) == found | {"calls": 0}, "the same pairs are not paid for again"
+    assert ask() == found | {"calls": 0}, "the same pairs are not paid for again"
     assert "pairs are judged" not in caplog.text
 
 
@@ -141,15 +132,15 @@ def test_a_judge_that_prefers_the_tuned_answers(place, server, caplog, monkeypat
         (lambda prompt: "[[B]]" if "good" in parts(prompt)[1] else "[[A]]", 0.5 / 8, 1.0, 0.0, 0),
     ],
 )
-def test_biased_and_useless_judges(place, server, caplog, reply, win, agreement, preferred, no_verdict):
+def test_biased_and_useless_judges(ask, server, caplog, reply, win, agreement, preferred, no_verdict):
     server.reply = reply
-    one = ask(place, server)["tasks"]["one"]
+    one = ask(1)["tasks"]["one"]
     assert (one["win"], one["agreement"], one["longer_preferred"]) == (win, agreement, preferred)
     assert (one["no_verdict"], one["examples"]) == (no_verdict, 8)
     assert ("replies have no verdict and count as ties" in caplog.text) == (no_verdict > 0)
 
 
-def test_a_request_is_repeated_once_and_then_counted(place, server, caplog, monkeypatch):
+def test_a_request_is_repeated_once_and_then_counted(ask, server, caplog, monkeypatch):
     monkeypatch.setattr(judge, "TIMEOUT", 0.3)
     seen = []
 
@@ -158,61 +149,57 @@ def test_a_request_is_repeated_once_and_then_counted(place, server, caplog, monk
         seen.append(request)
         if request.endswith("Say 3.") or (request.endswith("Say 2.") and seen.count(request) == 1):
             time.sleep(1)
-        return better(prompt)
+        return 500 if seen.count(request) == 1 else better(prompt)  # more errors than FAILURES, but never in a row
 
     server.reply = slow
-    found, one = ask((place[0], place[1][:1]), server), "one"
-    assert (found["tasks"][one]["examples"], found["tasks"][one]["no_reply"]) == (7, 1)
-    assert found["calls"] == 6 * 2 + 1 + 2
+    found = ask(1)
+    assert (found["tasks"]["one"]["examples"], found["tasks"]["one"]["no_reply"]) == (7, 1)
+    assert found["calls"] == 6 * (2 + 1) + 2
     assert warning_of(caplog).startswith("eval.judge: 7 of 8 pairs are judged (ReadTimeout: ")
     server.reply = better
-    again = ask((place[0], place[1][:1]), server)
-    assert (again["tasks"][one]["examples"], again["calls"]) == (8, 2), "only what was incomplete is judged again"
+    again = ask(1)
+    assert (again["tasks"]["one"]["examples"], again["calls"]) == (8, 2), "only what was incomplete is judged again"
 
 
 @pytest.mark.parametrize(
     ("retry_after", "waits"),
-    [
-        *(("7", [7.0] * 2), (None, [10.0] * 2), ("0", [1.0] * 2), ("301", []), ("x", [10.0] * 2)),
-        ("Thu, 01 Jan 2026 00:00:00 GMT", [1.0] * 2),
-    ],
+    [("7", [7.0]), ("", [10.0]), ("0", [1.0]), ("301", []), ("x", [10.0]), ("Thu, 01 Jan 2026 00:00:00 GMT", [1.0])],
 )
-def test_a_limit_on_the_rate_of_requests_is_waited_for(place, server, monkeypatch, retry_after, waits):
+def test_a_limit_on_the_rate_of_requests_is_waited_for(ask, server, monkeypatch, retry_after, waits):
     waited = []
     monkeypatch.setattr(judge.time, "sleep", waited.append)
     refused = iter([429, 429])
     server.retry_after = retry_after
     server.reply = lambda prompt: next(refused, None) or better(prompt)
-    found = ask((place[0], place[1][:1]), server)
-    assert waited == waits
+    found = ask(1)
+    assert waited == 2 * waits
     assert found["tasks"]["one"]["examples"] == (8 if waits else 7), "too long is a request without a reply"
     assert found["calls"] == 14, "a request that is refused for its rate is none"
 
 
 @pytest.mark.parametrize("reply", [401, b"<html>", b'{"choices": []}', None])
-def test_an_endpoint_that_is_none_gets_six_requests_and_costs_one_warning(place, server, caplog, reply):
+def test_an_endpoint_that_is_none_gets_six_requests_and_costs_one_warning(place, ask, server, caplog, reply):
     server.reply = lambda _: reply
     if reply is None:  # nobody listens
-        server.server.server_close()
-    found = ask(place, server)
+        server.server_close()
+    found = ask()
     assert (found["calls"], found["win"]) == (judge.FAILURES, None)
     assert set(found["tasks"]) <= {"one", "two"}
     assert "pairs are judged" in warning_of(caplog)
     caplog.clear()
     (place[0] / "eval/base/one.jsonl").unlink()
-    assert ask(place, server) == {}
+    assert ask() == {}
     assert "eval.judge: off (UserError: " in warning_of(caplog)
 
 
-def test_the_limit_on_calls_judges_the_same_pairs_in_every_run(place, server, caplog):
-    server.reply = better
-    found = ask(place, server, calls=13)
+def test_the_limit_on_calls_judges_the_same_pairs_in_every_run(place, ask, server, caplog):
+    server.reply, path = better, place[0] / "eval/judge/one.jsonl"
+    found, first = ask(calls=13), list(read_scores(path).values())
     assert found["calls"] == 12, "equal answers cost none"
-    first = lines(place)
     assert sum(bool(line["verdicts"]) for line in first) == 3
     judged = [found["tasks"][name]["examples"] for name in ("one", "two")]
     assert warning_of(caplog) == f"eval.judge: {sum(judged)} of 12 pairs are judged (eval.judge.calls=13)"
-    found, more = ask(place, server, calls=16), lines(place)
+    found, more = ask(calls=16), list(read_scores(path).values())
     assert [line["id"] for line in more][: len(first)] == [line["id"] for line in first]
     assert len(more) > len(first)
     assert found["calls"] == 2, "one more pair of the first task; all that differ of the second were judged before"
@@ -220,17 +207,16 @@ def test_the_limit_on_calls_judges_the_same_pairs_in_every_run(place, server, ca
 
 def test_the_tuned_stage_is_judged(model, tokenizer, jsonl, server, tmp_path):
     server.reply = lambda _: "tie"
-    task = jsonl([{"input": f"Say {n}.", "references": ["x"]} for n in range(3)], "one.jsonl", max_new_tokens=4)
-    settings = JudgeConfig(url=server.url, model="m")
-    config = EvalConfig(tasks={"one": task}, batch_size=4, max_prompt_tokens=256, judge=settings)
+    task = jsonl([{"input": f"Say {n}.", "references": ["x"]} for n in range(3)], max_new_tokens=4)
+    judged = JudgeConfig(url=server.url, model="m")
+    config = EvalConfig(tasks={"one": task}, batch_size=4, max_prompt_tokens=256, judge=judged)
     scorer = Scorer(tokenizer, load_tasks(config), config, tmp_path, tmp_path / "cache")
     assert "judge" not in scorer.stage("base", model)
     assert server.asked == []
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.mul_(5)
     found = scorer.stage("tuned", model)["judge"]
-    assert found["tasks"]["one"]["examples"] == 3
-    assert found["win"] == 0.5
+    assert (found["tasks"]["one"]["examples"], found["win"], len(server.asked)) == (3, 0.5, 6)
 
 
 @pytest.mark.nightly

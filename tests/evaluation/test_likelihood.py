@@ -1,13 +1,21 @@
+"""Bits per byte and instruction-following difficulty, against losses computed one row at a time."""
+
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from tometune.config.model import ModelConfig, Precision, Quantization, Weights
 from tometune.data.encoder import Encoder
 from tometune.data.template import Template
-from tometune.evaluation import likelihood
+from tometune.evaluation import ifd, likelihood
 from tometune.evaluation.generation import encode
+from tometune.evaluation.ifd import IfdScorer
 from tometune.evaluation.likelihood import bits_per_byte
+from tometune.models.load import load_model
+from tometune.models.source import locate
+from tometune.models.tokenizer import load_tokenizer
 
 PROMPTS = ["Say it.", "the quick brown fox " * 12, "漢字 🎉?", "What is <|im_end|>?", "q"]
 REFERENCES = [
@@ -19,17 +27,12 @@ REFERENCES = [
 ]
 
 
-def by_hand(model, tokenizer, prompt, reference):
-    """Bits of a reference by the bare model, one example without padding."""
-    text = reference.strip()
-    ids = tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
-    begin = len(ids)
-    plain = Encoder(Template(tokenizer))._plain  # spells control tokens as text
-    ids = torch.tensor([ids + plain.encode(text, add_special_tokens=False).ids])
+def bits(model, before, reference):
+    """Bits of the tokens of a reference by the bare model, one example without padding."""
+    ids = torch.tensor([[*before, *reference]])
     with torch.no_grad():
         log_p = model(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
-    bits = -log_p.gather(1, ids[0, 1:, None])[begin - 1 :, 0].sum() / math.log(2)
-    return float(bits) / len(text.encode("utf-8"))
+    return float(-log_p.gather(1, ids[0, 1:, None])[len(before) - 1 :, 0].sum() / math.log(2))
 
 
 @pytest.fixture
@@ -37,16 +40,20 @@ def prompts(tokenizer):
     return [encode(tokenizer, [{"role": "user", "content": text}], 512) for text in PROMPTS]
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize(("tokens", "logits"), [(4_096, 1_024), (400, 1_024), (4_096, 60), (1, 1)])
+@pytest.mark.parametrize(
+    ("side", "tokens", "logits"),
+    [("left", 4_096, 1_024), ("right", 400, 1_024), ("right", 4_096, 60), ("left", 1, 1)],
+)
 def test_batches_equal_one_example_at_a_time(model, tokenizer, prompts, monkeypatch, side, tokens, logits):
     monkeypatch.setattr(tokenizer, "padding_side", side)
     monkeypatch.setitem(likelihood.AT_ONCE, "cpu", (tokens, logits))
     monkeypatch.setattr(likelihood, "LOSSES_AT_ONCE", 7)
+    plain = Encoder(Template(tokenizer))._plain  # spells control tokens as text
     expected = []
     for prompt, references in zip(prompts, REFERENCES, strict=True):
-        each = [by_hand(model, tokenizer, prompt, reference) for reference in references]
-        expected.append(sum(each) / len(each))
+        texts = [reference.strip() for reference in references]
+        each = [bits(model, prompt.ids, plain.encode(text, add_special_tokens=False).ids) for text in texts]
+        expected.append(np.mean([found / len(text.encode()) for found, text in zip(each, texts, strict=True)]))
     found = bits_per_byte(model, tokenizer, prompts, REFERENCES)
     assert found == pytest.approx(expected, rel=1e-5)
     assert len(set(found)) == len(found)
@@ -56,3 +63,39 @@ def test_a_long_reference_is_scored_up_to_a_limit(model, tokenizer, prompts, mon
     whole = bits_per_byte(model, tokenizer, prompts[:1], [["the fox"]])
     monkeypatch.setattr(likelihood, "LONGEST", len(tokenizer("the fox")["input_ids"]))
     assert bits_per_byte(model, tokenizer, prompts[:1], [["the fox and then some more"]]) == pytest.approx(whole)
+
+
+TURNS = [
+    [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Red, or blue, or green."}],
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Why? " * 40},
+        {"role": "assistant", "content": "Because."},
+        {"role": "user", "content": "Really?"},
+        {"role": "assistant", "content": "This second answer is not read."},
+    ],
+    [{"role": "user", "content": "x"}, {"role": "assistant", "content": "long " * 60}],
+]
+
+
+def test_difficulty_is_a_ratio_of_losses(tmp_path, monkeypatch):
+    settings = {"weights": Weights.random, "quantization": Quantization.none, "precision": Precision.fp32}
+    source = locate(ModelConfig(id="tiny", **settings), tmp_path)
+    tokenizer, model = load_tokenizer(source), load_model(source)
+    expected = []
+    for turns in TURNS:
+        first = [turn["role"] for turn in turns].index("assistant")
+        prompt = tokenizer.apply_chat_template(turns[:first], add_generation_prompt=True, tokenize=False)
+        asked, answer = tokenizer([prompt, turns[first]["content"]], add_special_tokens=False)["input_ids"]
+        ratio = bits(model, asked, answer) / bits(model, [tokenizer.bos_token_id], answer)
+        expected.append(ratio if ratio < 1 else -ratio)
+    scorer = IfdScorer(source, tokenizer)
+    scores = scorer([*TURNS, [{"role": "assistant", "content": "No prompt."}]])
+    assert scores[:3] == pytest.approx(expected, rel=1e-4)
+    assert np.isneginf(scores[3])
+    assert len({round(float(score), 3) for score in scores[:3]}) == 3
+    monkeypatch.setattr(ifd, "LOGITS_BYTES", 4 * 80 * len(tokenizer))  # the longest answer alone has more
+    assert scorer(TURNS) == pytest.approx(expected, rel=1e-4), "several batches"
+    monkeypatch.setattr(type(scorer._model), "_supports_logits_to_keep", lambda _: False)
+    assert scorer(TURNS) == pytest.approx(expected, rel=1e-4)
+    assert scorer.fingerprint != IfdScorer(source, type("Other", (), {"chat_template": "x"})()).fingerprint

@@ -1,5 +1,4 @@
 import json
-import logging
 from copy import deepcopy
 from functools import partial
 from itertools import count
@@ -11,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from tometune.config.eval import EvalConfig
 from tometune.evaluation import scoring
+from tometune.evaluation.results import read_scores
 from tometune.evaluation.scoring import Scorer
 from tometune.evaluation.tasks import load_tasks
 from tometune.models.base_models import weights_digest
@@ -32,7 +32,6 @@ def config(jsonl):
 @pytest.fixture
 def score(model, tokenizer, config, tmp_path):
     """A function that scores the model in `tmp_path`, or in another folder."""
-
     caches = count()
 
     def stage(folder=tmp_path, name="base", cache=None):
@@ -42,34 +41,32 @@ def score(model, tokenizer, config, tmp_path):
     return stage
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def rows_of(folder, task="one"):
+    return list(read_scores(folder / f"eval/base/{task}.jsonl").values())
 
 
 @pytest.fixture
 def generated(monkeypatch):
-    """Numbers of conversations that were answered, by task in order."""
+    """Numbers of conversations that were answered, by task in order; a call returns and forgets them."""
     counts, real = [], scoring.generate
     monkeypatch.setattr(scoring, "generate", lambda *given: counts.append(len(given[2])) or real(*given))
-    return counts
+    return lambda: [counts.pop(0) for _ in tuple(counts)]
 
 
 def test_files_and_means(score, config, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     config.batch_size = None
-    scores = score()
-    rows = lines(tmp_path / "eval" / "base" / "one.jsonl")
+    scores, rows = score(), rows_of(tmp_path)
     assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
     assert rows[2]["prompt"] == "<|im_start|>user\nSay 2 words.<|im_end|>\n<|im_start|>assistant\n"
     assert rows[2]["references"] == ROWS[2]["references"]
     assert set(rows[0]) == {"id", "prompt", "prediction", "references", "scores", "tokens", "ended", "shortened"}
     assert scores["tasks"]["one"]["token_f1"] == pytest.approx(fmean(row["scores"]["token_f1"] for row in rows))
+    assert "token_f1" not in scores, "the mean over tasks has the columns of all tasks"
     for kind in (*TYPES, "nll"):
-        by_task = [fmean(r["scores"][kind] for r in lines(tmp_path / f"eval/base/{t}.jsonl")) for t in ("one", "two")]
+        by_task = [fmean(row["scores"][kind] for row in rows_of(tmp_path, task)) for task in ("one", "two")]
         assert [scores["tasks"][task][kind] for task in ("one", "two")] == pytest.approx(by_task)
         assert scores[kind] == pytest.approx(fmean(by_task))
-    assert "token_f1" not in scores
-    assert 0 < scores["nll"] == pytest.approx(fmean(scores["tasks"][task]["nll"] for task in ("one", "two")))
     assert len({row["scores"]["nll"] for row in rows}) == len(rows)
     assert [scores["tasks"][task]["examples"] for task in ("one", "two")] == [7, 3]
     assert (scores["limited"], scores["tokens_per_second"] > 0) == (False, True)
@@ -82,13 +79,12 @@ def test_files_and_means(score, config, tmp_path, monkeypatch):
 def test_a_model_in_training_mode_gets_the_same_scores(model, score, tmp_path):
     """Dropout is off while a stage is scored, and the mode is restored."""
     expected = score(tmp_path / "eval")
-    model.config.attention_dropout = 0.5
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.5
     model.train()
     found = score(tmp_path / "train")
     assert [found[kind] for kind in TYPES] == [expected[kind] for kind in TYPES]
-    assert lines(tmp_path / "train/eval/base/one.jsonl") == lines(tmp_path / "eval/eval/base/one.jsonl")
+    assert rows_of(tmp_path / "train") == rows_of(tmp_path / "eval")
     assert all(module.training for module in model.modules())
     model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
 
@@ -100,8 +96,7 @@ def test_the_cluster_of_an_example_is_kept_with_its_scores(score, config, tmp_pa
     for remade in (False, True):  # scores are not made again for a cluster alone
         (tmp_path / "eval/base/one.json").unlink() if remade else None
         score()
-        rows = lines(tmp_path / "eval/base/one.jsonl")
-        assert [row.get("cluster") for row in rows] == [row["id"] if remade else None for row in rows]
+        assert [row.get("cluster") for row in rows_of(tmp_path)] == [row["id"] if remade else None for row in ROWS]
 
 
 def test_a_broken_file_is_redone(score, tmp_path, generated):
@@ -114,18 +109,17 @@ def test_a_broken_file_is_redone(score, tmp_path, generated):
         partial(result.write_text, "{"),
         result.unlink,
     ):
-        generated.clear()
+        generated()
         spoil()
         assert score()["rougeL"] == first["rougeL"]
-        assert generated == [7]
+        assert generated() == [7]
         assert file.read_bytes() == good
 
 
 def test_other_weights_or_settings_are_scored_again(model, score, config, generated):
     def redone():
-        generated.clear()
         score()
-        return {{7: "one", 3: "two"}[count] for count in generated}
+        return {{7: "one", 3: "two"}[count] for count in generated()}
 
     assert redone() == {"one", "two"}
     assert redone() == set()
@@ -147,18 +141,15 @@ def test_the_base_model_is_scored_once_for_all_runs(model, score, config, tokeni
     monkeypatch.setattr(model, "generation_config", deepcopy(model.generation_config))
     monkeypatch.setattr(tokenizer, "chat_template", tokenizer.chat_template)
 
-    def redone(name):
-        generated.clear()
-        score(tmp_path / name, cache=tmp_path / "shared")
-        return generated
+    def redone(folder, stage="base"):
+        score(tmp_path / folder, stage, tmp_path / "shared")
+        return generated()
 
     assert redone("first") == [7, 3]
     assert redone("second") == []
     made = [(tmp_path / name / "eval/base/one.jsonl").read_bytes() for name in ("first", "second")]
     assert made[0] == made[1]
-    generated.clear()
-    score(tmp_path / "first", "tuned", tmp_path / "shared")
-    assert generated == [7, 3], "a tuned model is the run's own"
+    assert redone("first", "tuned") == [7, 3], "a tuned model is the run's own"
     for kept in (tmp_path / "shared" / "base_scores").glob("*/scores.jsonl"):
         kept.write_text("damaged")
     assert redone("third") == [7, 3]
@@ -175,8 +166,7 @@ def test_the_base_model_is_scored_once_for_all_runs(model, score, config, tokeni
 def test_a_limit_and_truncated_prompts_are_reported(score, config, caplog):
     config.limit = 5
     config.tasks["two"].prompt = "word " * 300 + "{input}"
-    with caplog.at_level(logging.WARNING):
-        scores = score()
+    scores = score()
     assert scores["limited"] is True
     assert "LIMIT: only some examples are scored (one 5); do not report these scores" in caplog.text
     assert scores["tasks"]["two"]["shortened"] == 3
@@ -187,13 +177,13 @@ def test_scores_of_an_older_version_get_their_nll_when_they_are_scored_again(sco
     config.nll = False
     older = score()
     assert "nll" not in older
-    assert "nll" not in lines(tmp_path / "eval/base/one.jsonl")[0]["scores"]
-    generated.clear()
+    assert "nll" not in rows_of(tmp_path)[0]["scores"]
+    generated()
     assert score() == older
-    assert generated == []
+    assert generated() == []
     config.nll = True
     found = score()
-    assert generated == [7, 3]
+    assert generated() == [7, 3]
     assert {kind: found[kind] for kind in TYPES} == {kind: older[kind] for kind in TYPES}
     config.nll = False  # what is there is reused
     assert score() == found

@@ -9,7 +9,7 @@ import pytest
 
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig, TaskConfig, TaskKind
-from tometune.evaluation.fields import Row, collect, reach, render
+from tometune.evaluation.fields import Row, collect, render
 from tometune.evaluation.tasks import fingerprint, load_task, load_tasks, read_rows, texts_of_task
 from tometune.runs.identity import content_of
 
@@ -17,11 +17,7 @@ ROWS = [{"id": f"q{n}", "input": f"Question {n}?", "references": [f"Answer {n}."
 GOOD = '{"input": "a", "references": ["b"]}'
 
 
-def ids(task):
-    return [example.id for example in task.examples]
-
-
-def test_examples_have_prompt_and_references(jsonl):
+def test_examples_have_prompt_system_text_and_references(jsonl):
     task = load_task("t", jsonl(ROWS, system="Be brief.", prompt="Q: {input}"))
     assert task.examples[3].messages == [
         {"role": "system", "content": "Be brief."},
@@ -29,6 +25,14 @@ def test_examples_have_prompt_and_references(jsonl):
     ]
     assert task.examples[3].references == ["Answer 3."]
     assert (ids(task), task.limited) == ([row["id"] for row in ROWS], False)
+    rows = [{"system": [{"type": "text", "text": "Reply in Welsh."}], "input": "Hello", "references": ["Shwmae"]}]
+    for system, expected in ((None, "Reply in Welsh."), ("{system} Be brief.", "Reply in Welsh. Be brief.")):
+        first = load_task("t", jsonl(rows, system=system)).examples[0].messages[0]
+        assert first == {"role": "system", "content": expected}
+
+
+def ids(task):
+    return [example.id for example in task.examples]
 
 
 def test_limits_are_nested_stable_and_marked(jsonl):
@@ -56,6 +60,15 @@ def test_the_digest_follows_what_changes_a_score(jsonl, caplog):
     assert "ROUGE compares 1 examples by Unicode words" in caplog.text
 
 
+def test_clusters_are_kept_and_change_neither_digest_nor_identity(jsonl):
+    rows = [{**row, "page": {"title": f"Page {number // 20}"}} for number, row in enumerate(ROWS)]
+    plain, task = load_task("t", jsonl(rows)), load_task("t", jsonl(rows, cluster="page.title"))
+    assert [example.cluster for example in task.examples[19:21]] == ["Page 0", "Page 1"]
+    assert [example.cluster for example in plain.examples] == [None] * 50
+    assert task.digest == plain.digest
+    assert content_of(jsonl(rows)) == content_of(jsonl(rows, cluster="page.title"))
+
+
 def test_rows_of_one_prompt_are_one_example_and_what_is_not_read_is_logged(jsonl, caplog):
     caplog.set_level("INFO")
     rows = [{"input": "a", "references": text} for text in ("x", "y", "x")]
@@ -68,62 +81,6 @@ def test_rows_of_one_prompt_are_one_example_and_what_is_not_read_is_logged(jsonl
     assert "eval.tasks.t: 2 rows repeat a prompt; their references are joined" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([{"id": 1, "input": "a", "references": ["x"]}, {"id": "1", "input": "b", "references": ["x"]}], "id '1'"),
-        ([{"input": " ", "references": ["x"]}], r"prompt: .*task\.jsonl, line 1 gives an empty prompt"),
-        (
-            [GOOD, {"input": "c", "references": [""]}, {"input": "d", "references": []}],
-            r"^eval\.tasks\.t\.references: 2 of 3 rows have no reference.*task\.jsonl, line 2;",
-        ),
-        ([{"input": "a", "reference": "x"}], r"no field 'references'; did you mean reference\?"),
-        (
-            [{"id": "1", "puzzle": "2, 3, 5?", "solved": "7"}],
-            r"; set e\.g\. eval\.tasks\.t\.prompt='\{puzzle\}' eval\.tasks\.t\.references=\[solved\]$",
-        ),
-        ([GOOD, "", GOOD, '{"input": '], r"task\.jsonl, line 4: is not JSON \(Expecting value, column 10\)"),
-        ([], r"eval\.tasks\.t: .*task\.jsonl has no examples"),
-    ],
-)
-@pytest.mark.parametrize("read", [load_task, texts_of_task])
-def test_bad_rows(jsonl, rows, message, read):
-    with pytest.raises(UserError, match=message):
-        read("t", jsonl(rows))
-
-
-def test_clusters_are_kept_and_change_neither_digest_nor_identity(jsonl):
-    rows = [{**row, "page": {"title": f"Page {number // 20}"}} for number, row in enumerate(ROWS)]
-    plain, task = load_task("t", jsonl(rows)), load_task("t", jsonl(rows, cluster="page.title"))
-    assert [example.cluster for example in task.examples[19:21]] == ["Page 0", "Page 1"]
-    assert [example.cluster for example in plain.examples] == [None] * 50
-    assert task.digest == plain.digest
-    assert content_of(jsonl(rows)) == content_of(jsonl(rows, cluster="page.title"))
-
-
-@pytest.mark.parametrize(
-    ("pages", "message"),
-    [
-        ([{}, {}], r"mine\.jsonl, line 1 has no field 'page' \(fields: id, input, references\)$"),
-        ([{"pages": "x"}], r", line 1 has no field 'page'; did you mean pages\?"),
-        ([{"page": "x"}, {"page": None}], r", line 2: page is empty; fill it in, or name"),
-        ([{"page": "x"}, {"page": "x"}], r"page is 'x' in every row; name a field that differs, or none"),
-    ],
-)
-def test_a_field_that_gives_no_clusters_is_one_line(jsonl, pages, message):
-    rows = [{**row, **page} for row, page in zip(ROWS, pages, strict=False)]
-    with pytest.raises(UserError, match=rf"^eval\.tasks\.t\.cluster: .*{message}") as error:
-        load_task("t", jsonl(rows, "mine.jsonl", cluster="page"))
-    assert "\n" not in str(error.value)
-
-
-def test_missing_file_and_empty_folder(tmp_path):
-    with pytest.raises(UserError, match=r"eval\.tasks\.t\.path=.*gone\.jsonl: no such file"):
-        load_task("t", TaskConfig(path=str(tmp_path / "gone.jsonl")))
-    with pytest.raises(UserError, match="has no file that ends in"):
-        fingerprint(TaskConfig(path=str(tmp_path)), "eval.tasks.t")
-
-
 def test_texts_are_fields_and_references_without_the_words_of_the_template(jsonl):
     rows = [
         {"id": "a", "input": "why?", "context": "since", "references": ["one", "two"], "note": "unused"},
@@ -134,6 +91,46 @@ def test_texts_are_fields_and_references_without_the_words_of_the_template(jsonl
         *[("qa", "a", text) for text in ("since", "why?", "one", "two")],
         *[("qa", "1", text) for text in ("", "how?", "three")],
     ]
+
+
+def with_page(*pages):
+    return [{**row, **page} for row, page in zip(ROWS, pages, strict=False)]
+
+
+def chat(*turns):
+    return {"messages": [{"role": role, "content": text, **more} for role, text, more in turns]}
+
+
+ASKED, ANSWERED = ("user", "Plural?", {}), ("assistant", "mice", {})
+CALLS = {"tool_calls": [{"name": "tide", "arguments": {}}]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"id": 1, "input": "a", "references": ["x"]}, {"id": "1", "input": "b", "references": ["x"]}], ": .*id '1'"),
+        ([{"input": " ", "references": ["x"]}], r"\.prompt: .*task\.jsonl, line 1 gives an empty prompt"),
+        (
+            [GOOD, {"input": "c", "references": [""]}, {"input": "d", "references": []}],
+            r"\.references: 2 of 3 rows have no reference.*task\.jsonl, line 2;",
+        ),
+        ([{"input": "a", "reference": "x"}], r"\.references: .* no field 'references'; did you mean reference\?"),
+        (
+            [{"id": "1", "puzzle": "2, 3, 5?", "solved": "7"}],
+            r"\.prompt: .*; set e\.g\. eval\.tasks\.t\.prompt='\{puzzle\}' eval\.tasks\.t\.references=\[solved\]$",
+        ),
+        ([], r": .*task\.jsonl has no examples"),
+        ([chat(ASKED, ("assistant", "Noon.", CALLS))], ": .*line 1 holds tools or tool calls, which a task cannot ask"),
+        (with_page({}, {}), r"\.cluster: .*, line 1 has no field 'page' \(fields: id, input, references\)$"),
+        (with_page({"pages": "x"}), r"\.cluster: .*, line 1 has no field 'page'; did you mean pages\?"),
+        (with_page({"page": "x"}, {"page": None}), r"\.cluster: .*, line 2: page is empty; fill it in, or name"),
+        (with_page({"page": "x"}, {"page": "x"}), r"\.cluster: page is 'x' in every row; name a field that differs"),
+    ],
+)
+def test_bad_rows_are_one_line(jsonl, rows, message):
+    with pytest.raises(UserError, match=rf"^eval\.tasks\.t{message}") as error:
+        load_task("t", jsonl(rows, cluster="page" if ".cluster" in message else None))
+    assert "\n" not in str(error.value)
 
 
 def test_the_splits_of_the_documentation_share_no_example():
@@ -157,6 +154,16 @@ def test_fingerprints_follow_the_content_and_other_formats_are_read(tmp_path, js
         task = TaskConfig(path=str(tmp_path / name))
         assert [row.fields for row in read_rows("eval.tasks.t", task)] == rows
         assert fingerprint(task, "k") == sha256((tmp_path / name).read_bytes()).hexdigest()
+    with pytest.raises(UserError, match=r"eval\.tasks\.t\.path=.*gone\.jsonl: no such file"):
+        load_task("t", TaskConfig(path=str(tmp_path / "gone.jsonl")))
+
+
+def test_a_folder_with_splits_gives_its_test_split(tmp_path):
+    for name in ("train", "test", "dev"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"input": f"from {name}", "references": ["x"]}))
+    task = TaskConfig(kind=TaskKind.jsonl, path=str(tmp_path))
+    assert [example.messages[0]["content"] for example in load_task("t", task).examples] == ["from test"]
+    assert fingerprint(task, "t") != fingerprint(TaskConfig(path=str(tmp_path), split="validation"), "t")
 
 
 def test_a_fingerprint_imports_nothing_heavy():
@@ -192,68 +199,40 @@ ROW = {
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
-        ("{context}\n\n{input}\n", ("What?", ["", "What?"])),
-        ("{answers.text} {number}", ("x, y 3", ["x, y", "3"])),
-        ("{{input}} {input}", ("{input} What?", ["What?"])),
-        ("{broken}", ("a?b", ["a?b"])),
-        ("{messages.user}", ("Where do eels spawn?", ["Where do eels spawn?"])),
+        ("{context}\n\n{input}\n", "What?"),
+        ("{answers.text} {number}", "x, y 3"),
+        ("{{input}} {input}", "{input} What?"),
+        ("{broken}", "a?b"),
+        ("{instances.output}", "one, two"),
+        ("{messages.user}", "Where do eels spawn?"),
+        ("{messages.assistant}", "Hi."),
+        ("{messages.content}", "Be kind., Where do eels spawn?, Hi., Bye."),
     ],
 )
 def test_render(template, expected):
-    assert render(template, Row(ROW, "o"), "k") == expected
+    assert render(template, Row(ROW, "o"), "k")[0] == expected
 
 
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("answers.text", ["x", "y"]),
-        ("instances.output", ["one", "two"]),
-        ("messages.assistant", ["Hi."]),
-        ("messages.content", ["Be kind.", "Where do eels spawn?", "Hi.", "Bye."]),
-        ("context", []),
-    ],
-)
-def test_reach(path, expected):
-    assert list(reach(ROW, path, "k: o")) == expected
-
-
-def test_references_are_distinct_and_not_empty():
+def test_values_are_those_of_the_template_and_references_distinct_and_not_empty():
+    assert render("{context} {answers.text}", Row(ROW, "o"), "k")[1] == ["", "x, y"]
     assert collect(["facts", "input", "context"], Row(ROW, "o"), "k") == ["a", "b", "What?"]
 
 
-@pytest.mark.parametrize("template", ["{input", "input}", "{}", "{input!r}", "{number:03d}"])
-def test_malformed_templates(template):
-    with pytest.raises(UserError, match=r"^k: "):
-        render(template, Row(ROW, "o"), "k")
-
-
 @pytest.mark.parametrize(
-    ("path", "message"),
+    ("template", "message"),
     [
-        ("imput", r"has no field 'imput'; did you mean input\? \(fields: input, context"),
-        ("answers.txt", r"no field 'txt'; did you mean text\? \(fields: text, start\)"),
-        ("object", ": field 'object' is an object with the fields text.*name another field"),
-        ("nothing", ": field 'nothing' is NaN.*name another field"),
-        ("instances", ": field 'instances' is an object"),
+        *((malformed, r".*\(write \{\{ and \}\} for plain braces\)$") for malformed in ("{input", "input}")),
+        *((malformed, "only plain fields are supported") for malformed in ("{}", "{input!r}", "{number:03d}")),
+        ("{imput}", r"f\.jsonl:7 has no field 'imput'; did you mean input\? \(fields: input, context"),
+        ("{answers.txt}", r"f\.jsonl:7 has no field 'txt'; did you mean text\? \(fields: text, start\)"),
+        ("{object}", r"f\.jsonl:7: field 'object' is an object with the fields text.*name another field"),
+        ("{nothing}", r"f\.jsonl:7: field 'nothing' is NaN.*name another field"),
+        ("{instances}", r"f\.jsonl:7: field 'instances' is an object"),
     ],
 )
-def test_a_path_that_leads_to_no_text_is_one_line(path, message):
-    with pytest.raises(UserError, match=rf"^k: f\.jsonl:7.*{message}"):
-        collect([path], Row(ROW, "f.jsonl:7"), "k")
-
-
-def test_a_rows_system_text_precedes_its_prompt_unless_the_task_has_one(jsonl):
-    rows = [{"system": [{"type": "text", "text": "Reply in Welsh."}], "input": "Hello", "references": ["Shwmae"]}]
-    assert load_task("t", jsonl(rows)).examples[0].messages[0] == {"role": "system", "content": "Reply in Welsh."}
-    own = load_task("t", jsonl(rows, system="{system} Be brief.")).examples[0].messages
-    assert own[0]["content"] == "Reply in Welsh. Be brief."
-
-
-def chat(*turns):
-    return {"messages": [{"role": role, "content": text, **more} for role, text, more in turns]}
-
-
-ASKED, ANSWERED = ("user", "Plural?", {}), ("assistant", "mice", {})
+def test_a_template_that_leads_to_no_text_is_one_line(template, message):
+    with pytest.raises(UserError, match=f"^k: {message}"):
+        render(template, Row(ROW, "f.jsonl:7"), "k")
 
 
 @pytest.mark.parametrize(
@@ -270,20 +249,5 @@ def test_rows_in_a_shape_of_training_data_are_examples(jsonl, caplog, row, promp
     caplog.set_level("INFO")
     (example,) = load_task("t", jsonl([row])).examples
     assert [message["content"] for message in example.messages] == prompt
-    assert example.references == ["mice"]
-    assert example.texts == [*prompt, "mice"]
+    assert (example.references, example.texts) == (["mice"], [*prompt, "mice"])
     assert ("not read: level 1" in caplog.text) == ("level" in row)
-
-
-def test_training_rows_with_tools_cannot_be_asked(jsonl):
-    calls = {"tool_calls": [{"name": "tide", "arguments": {}}]}
-    with pytest.raises(UserError, match=r"line 1 holds tools or tool calls, which a task cannot ask for"):
-        load_task("t", jsonl([chat(ASKED, ("assistant", "Noon.", calls))]))
-
-
-def test_a_folder_with_splits_gives_its_test_split(tmp_path):
-    for name in ("train", "test", "dev"):
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"input": f"from {name}", "references": ["x"]}))
-    task = TaskConfig(kind=TaskKind.jsonl, path=str(tmp_path))
-    assert [example.messages[0]["content"] for example in load_task("t", task).examples] == ["from test"]
-    assert fingerprint(task, "t") != fingerprint(TaskConfig(path=str(tmp_path), split="validation"), "t")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tests.evaluation.families import ARM
+from tests.evaluation.simulation import ARM
 from tometune.evaluation.statistics import combined_draws, holm, two_sided
 from tometune.reporting.explanation import _verdict, _verdict_on_sources
 

@@ -76,12 +76,14 @@ def score_harness(folder: Path, model: Any, tokenizer: Any, config: EvalConfig, 
     if missing:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
 
         start = time.perf_counter()
         try:
             evaluated = simple_evaluate(
                 model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size),
                 tasks=[tasks[name][0] for name in missing],
+                task_manager=TaskManager(include_defaults=False),  # else it lists the package's 10,000 tasks again
                 limit=config.limit,
                 apply_chat_template=True,
                 bootstrap_iters=0,  # the intervals are ours

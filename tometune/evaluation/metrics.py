@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -139,18 +140,15 @@ def _rouge(predictions: list[str], references: list[list[str]]) -> Scores:
             return evaluate.MetricInfo(description="", citation="", features=features)
 
         def _compute(self, predictions: list[str], references: list[list[str]]) -> Scores:
-            targets = [text for texts in references for text in texts]
-            owners = [index for index, texts in enumerate(references) for _ in texts]
-            answers = [predictions[index] for index in owners]
-            for index, owner in enumerate(owners):
-                if any(map(needs_unicode, [*references[owner], predictions[owner]])):
-                    targets[index], answers[index] = as_rouge_words(targets[index]), as_rouge_words(answers[index])
-            pairs = RougeScorer(kinds, use_stemmer=True).score_batch(targets, answers)
-            best: Scores = {kind: [0.0] * len(predictions) for kind in kinds}
-            for index, pair in zip(owners, pairs, strict=True):
-                for kind in kinds:
-                    best[kind][index] = max(best[kind][index], pair[kind].fmeasure)
-            return best
+            targets: list[str] = []
+            answers: list[str] = []
+            for answer, texts in zip(predictions, references, strict=True):
+                words = as_rouge_words if any(map(needs_unicode, [*texts, answer])) else str
+                targets += map(words, texts)
+                answers += [words(answer)] * len(texts)
+            pairs = iter(RougeScorer(kinds, use_stemmer=True).score_batch(targets, answers))
+            found = [list(islice(pairs, len(texts))) for texts in references]
+            return {kind: [max(pair[kind].fmeasure for pair in each) for each in found] for kind in kinds}
 
     with TemporaryDirectory() as scratch:  # `evaluate` would otherwise make an empty folder in the user's cache
         metric = Rouge(keep_in_memory=True, cache_dir=scratch, seed=0)
@@ -204,8 +202,7 @@ def _chrf(predictions: list[str], references: list[list[str]]) -> Scores:
     """Sentence chrF2: character 6-grams, no words, beta 2 (Popović 2015, sacrebleu's defaults), divided by 100."""
     from sacrebleu.metrics import CHRF
 
-    scorer = CHRF(char_order=6, word_order=0, beta=2)
-    return {"chrf": best_of(lambda *pair: _sacrebleu(scorer, *pair), predictions, references)}
+    return {"chrf": _sacrebleu(CHRF(char_order=6, word_order=0, beta=2), predictions, references)}
 
 
 def _bleu(predictions: list[str], references: list[list[str]]) -> Scores:
@@ -213,11 +210,11 @@ def _bleu(predictions: list[str], references: list[list[str]]) -> Scores:
     from sacrebleu.metrics import BLEU
 
     scorer = BLEU(tokenize="13a", smooth_method="exp", max_ngram_order=4, effective_order=True)
-    return {"bleu": best_of(lambda *pair: _sacrebleu(scorer, *pair), predictions, references)}
+    return {"bleu": _sacrebleu(scorer, predictions, references)}
 
 
-def _sacrebleu(scorer: Any, text: str, target: str) -> float:
-    return float(scorer.sentence_score(text, [target]).score) / 100
+def _sacrebleu(scorer: Any, predictions: list[str], references: list[list[str]]) -> list[float]:
+    return best_of(lambda text, target: scorer.sentence_score(text, [target]).score / 100, predictions, references)
 
 
 def _token_f1(predictions: list[str], references: list[list[str]]) -> Scores:

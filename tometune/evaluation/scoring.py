@@ -23,8 +23,7 @@ from tometune.common.files import SaveError
 from tometune.common.progress import progress
 from tometune.config.eval import EvalConfig
 from tometune.data.tokens import tokenizer_key
-from tometune.evaluation.engines import Engine
-from tometune.evaluation.engines.choice import engine_for, rows_that_fit
+from tometune.evaluation.engines import Engine, engine_for, rows_that_fit
 from tometune.evaluation.generation import Generation, generate
 from tometune.evaluation.harness import score_harness
 from tometune.evaluation.judge import judge_answers
