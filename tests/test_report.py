@@ -8,14 +8,9 @@ import pytest
 from tests.reporting.sweeps import write_run, write_table
 
 
-@pytest.fixture
-def sweep(tmp_path):
-    folder = tmp_path / "multirun" / "table"
-    write_table(folder, effect=0.08, deviation=0.002)
-    return folder
-
-
-def test_writes_four_files_and_says_where_and_skips_a_broken_run_with_a_warning(run_verb, sweep):
+def test_writes_four_files_and_says_where_and_skips_broken_runs(run_verb, tmp_path):
+    sweep = tmp_path / "multirun" / "table"
+    write_table(sweep, effect=0.08, deviation=0.002)
     done = run_verb("report", "sweep.name=table", "eval.resamples=1000")
     assert done.returncode == 0, done.stderr
     assert "Is pydocs_3k better than pydocs_1k? Yes." in done.stdout
@@ -23,37 +18,41 @@ def test_writes_four_files_and_says_where_and_skips_a_broken_run_with_a_warning(
     first = (sweep / "table.json").read_bytes()
     assert json.loads(first)["interval"]["resamples"] == 1000
     assert all((sweep / name).stat().st_size for name in ("table.csv", "table.md", "report.html"))
-    assert run_verb("report", "sweep.name=table", "eval.resamples=1000").returncode == 0
+    verdict = run_verb("report", "sweep.name=table", "eval.resamples=1000", "require=pydocs_3k>pydocs_1k:rougeL>=-0.01")
+    assert (verdict.returncode, verdict.stdout.count("\n")) == (0, 1)
+    assert verdict.stdout.startswith("shown: pydocs_3k − pydocs_1k: ROUGE-L +0.1")
     assert (sweep / "table.json").read_bytes() == first
 
     broken, shortened, without, odd, *_ = sorted(sweep.glob("*/run.json"))
     broken.write_text("[]")
-    done = run_verb("report", "sweep.name=table", "eval.resamples=200")
-    assert done.returncode == 0, done.stderr
-    warning, unlisted = done.stderr.splitlines()
-    assert str(broken.relative_to(sweep.parents[1])) in warning
-    assert "no sweep.json" in unlisted
-    assert [entry["run_id"] for entry in json.loads((sweep / "table.json").read_text())["missing"]] == [
-        broken.parent.name
-    ]
-
     answers = shortened.parent / "eval" / "tuned" / "summarisation.jsonl"
     answers.write_text(answers.read_text()[:-40])
     (without.parent / "config.yaml").unlink()
-    done = run_verb("report", "sweep.name=table", "eval.resamples=200")
-    assert done.returncode == 0, done.stderr
-    reasons = [entry["reason"] for entry in json.loads((sweep / "table.json").read_text())["missing"]]
-    assert reasons[1].startswith("eval/tuned/summarisation.jsonl is broken or truncated (line 30: Unterminated string")
-    assert reasons[2].startswith("config.yaml is missing; repeat the command that made this run")
+    required = "require=[pydocs_3k>pydocs_2k:rougeL>=0,pydocs_2k>pydocs_3k:rouge1>=0]"
+    done = run_verb("report", "sweep.name=table", "eval.resamples=200", required)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.startswith("refuted: pydocs_2k − pydocs_3k: ROUGE-1 −")
+    warning, unlisted, page = done.stderr.splitlines()
+    assert str(broken.relative_to(tmp_path)) in warning
+    assert "no sweep.json" in unlisted
+    assert page.startswith("multirun/table/report.html (also ")
+    missing = json.loads((sweep / "table.json").read_text())["missing"]
+    assert [entry["run_id"] for entry in missing] == [path.parent.name for path in (broken, shortened, without)]
+    _, of_scores, of_config = (entry["reason"] for entry in missing)
+    assert of_scores.startswith("eval/tuned/summarisation.jsonl is broken or truncated (line 30: Unterminated string")
+    assert of_config.startswith("config.yaml is missing; repeat the command that made this run")
 
-    (sweep / "table.json").unlink()
+    for path in sweep.glob("[tr]*.*"):
+        path.unlink()
     answers = odd.parent / "eval" / "tuned" / "summarisation.jsonl"
     answers.write_text(answers.read_text().replace('"rouge1"', '"rouge9"', 1))
-    done = run_verb("report", "sweep.name=table")
-    *_, error = done.stderr.splitlines()
-    assert (done.returncode, done.stdout) == (2, "")
-    assert error.startswith(f"{answers.relative_to(sweep.parents[1])}:1: has no 'rouge1', which the report needs")
-    assert not (sweep / "table.json").exists()
+    no_rouge = f"{answers.relative_to(tmp_path)}:1: has no 'rouge1', which the report needs"
+    incomplete = "require=pydocs_3k>pydocs_1k: write A>B:METRIC>=VALUE or"
+    for option, message in (("eval.resamples=200", no_rouge), ("require=pydocs_3k>pydocs_1k", incomplete)):
+        done = run_verb("report", "sweep.name=table", option)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.splitlines()[-1].startswith(message)
+    assert not [*sweep.glob("[tr]*.*")]
 
 
 @pytest.mark.nightly
@@ -87,37 +86,17 @@ def test_named_runs_are_compared_like_cells_whatever_differs(run_verb, tmp_path)
     write_run(tmp_path / "outputs", "mine_4k", 4000, level=0.3)
     other = write_run(tmp_path / "multirun" / "x", "table", 100, level=0.5, settings={"trainer.max_length": 9})
     (first,) = (tmp_path / "outputs").iterdir()
-    done = run_verb("report", f"runs=[{first.name},{other.relative_to(tmp_path)}]", "eval.resamples=200")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Is mine_4k better than table? A single seed cannot tell.") == 1
+    runs = f"runs=[{first.name},{other.relative_to(tmp_path)}]"
+    done = run_verb("report", runs, "eval.resamples=200", "require=mine_4k>table:rougeL>=0")
+    assert done.returncode == 4, done.stderr
+    assert done.stdout.startswith("undecided: mine_4k − table: ROUGE-L −")
     (page,) = tmp_path.glob("outputs/reports/2-runs-*/report.html")
-    assert str(page.relative_to(tmp_path)) in done.stdout
+    assert str(page.relative_to(tmp_path)) in done.stderr
+    assert "**Is mine_4k better than table?** A single seed cannot tell." in page.with_name("table.md").read_text()
     assert "table" in run_verb("report", f"run={other.name}", "eval.resamples=200").stdout
     same = run_verb("report", f"runs=[{first.name},outputs/{first.name}]")
     assert (same.returncode, same.stdout) == (2, "")
     assert same.stderr.startswith(f"runs: {first.name} are not different runs; name each once")
-
-
-@pytest.mark.parametrize(
-    ("required", "status", "start"),
-    [
-        ("pydocs_3k>pydocs_1k:rougeL>=-0.01", 0, "shown: pydocs_3k − pydocs_1k: ROUGE-L +0.1"),
-        (
-            "[pydocs_3k>pydocs_1k:rougeL>=0,pydocs_1k>pydocs_3k:rouge1>=0]",
-            3,
-            "refuted: pydocs_1k − pydocs_3k: ROUGE-1 −",
-        ),
-        ("pydocs_3k>pydocs_1k:rougeL>=0.16", 4, "undecided: pydocs_3k − pydocs_1k: ROUGE-L +0.1"),
-        ("pydocs_3k>pydocs_9k:rougeL>=0", 2, "require=pydocs_3k>pydocs_9k:rougeL>=0: no cell pydocs_9k; did you mean"),
-        ("pydocs_3k>pydocs_1k", 2, "require=pydocs_3k>pydocs_1k: write A>B:METRIC>=VALUE or"),
-    ],
-)
-def test_a_verdict_is_one_line_and_the_exit_status(run_verb, sweep, required, status, start):
-    done = run_verb("report", "sweep.name=table", "eval.resamples=500", f"require={required}")
-    assert done.returncode == status, done.stderr
-    assert (done.stderr if status == 2 else done.stdout).splitlines()[-1].startswith(start)
-    assert done.stdout.count("\n") == (0 if status == 2 else 1)
-    assert (sweep / "report.html").exists() == (">=" in required)
 
 
 @pytest.mark.nightly

@@ -83,8 +83,8 @@ def _card(console: "Console", inputs: "RunInputs", overlaps: dict[str, Any]) -> 
     from rich.markdown import Markdown
 
     from tometune.data.preview import profile, samples
-    from tometune.reporting.card_links import CARDS, link_runs
     from tometune.reporting.data_card import card, card_markdown, card_page
+    from tometune.reporting.html import CARDS, link_runs
     from tometune.runs.stored import earlier_runs
 
     mix, tokens, max_length = inputs.mix, inputs.tokens, inputs.config.trainer.max_length

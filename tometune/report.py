@@ -97,7 +97,7 @@ def write_all(folder: Path, config: Config, runs: Sequence[Path] = ()) -> tuple[
 def write_files(folder: Path, config: Config, runs: Sequence[Path] = ()) -> tuple[Report, Path]:
     """Build the report of a sweep folder, or of `runs`, and write its files; returns it and the path of its page."""
     from tometune.reporting.analysis import build
-    from tometune.reporting.card_links import find_cards, link_runs
+    from tometune.reporting.html import find_cards, link_runs
     from tometune.reporting.report_files import write
 
     with ExitStack() as stack:

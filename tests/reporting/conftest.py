@@ -7,10 +7,27 @@ from pathlib import Path
 import pytest
 
 from tests.reporting.sweeps import write_run, write_table
+from tometune.config.root import Config
+from tometune.reporting import report_files
 from tometune.reporting.analysis import Report, build
-from tometune.reporting.report_files import as_html, write
+from tometune.runs import stored
 
-RESAMPLES = 1_000
+PARSED: dict[str, Config] = {}
+
+
+@pytest.fixture(autouse=True)
+def each_config_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the time of reading a sweep is parsing config.yaml, and copies of a sweep have the same ones."""
+    parse = stored.stored_config
+
+    def stored_config(folder: Path) -> Config:
+        path = folder / "config.yaml"
+        text = path.read_text() if path.exists() else ""
+        if text not in PARSED:
+            PARSED[text] = parse(folder)
+        return PARSED[text]
+
+    monkeypatch.setattr(stored, "stored_config", stored_config)
 
 
 @pytest.fixture(scope="session")
@@ -22,20 +39,14 @@ def multirun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def table_report(multirun: Path) -> Report:
     """The report of a 3 × 3 table in which more data helps, written to its folder."""
     write_table(multirun / "table", effect=0.08, deviation=0.002)
-    made = build(multirun / "table", RESAMPLES, 0.95)
-    write(made)
+    made = build(multirun / "table", 1_000, 0.95)
+    report_files.write(made)
     return made
 
 
 @pytest.fixture(scope="session")
 def table(table_report: Report) -> dict:
     return table_report.table
-
-
-@pytest.fixture(scope="session")
-def html(table_report: Report) -> str:
-    """Its page, drawn a second time."""
-    return as_html(table_report)
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +62,7 @@ def one_cell(multirun: Path) -> Report:
     """The report of a single run, written to its folder."""
     write_run(multirun / "one")
     made = build(multirun / "one", 200, 0.95)
-    write(made)
+    report_files.write(made)
     return made
 
 
@@ -73,6 +84,13 @@ def sweep(table_report: Report, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def report() -> Callable[[Path], Report]:
-    """A function that builds the report of a folder."""
-    return lambda folder: build(folder, RESAMPLES, 0.95)
+def page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """A function that returns the page of a report with these figures only, which take most of its time."""
+    draw = report_files.draw
+
+    def made(report: Report, *names: str) -> str:
+        chosen = lambda figure, *arguments: draw(figure, *arguments) if figure.__name__ in names else None  # noqa: E731
+        monkeypatch.setattr(report_files, "draw", chosen)
+        return report_files.as_html(report)
+
+    return made

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -15,6 +16,11 @@ from tometune.runs.identity import plain
 
 TASKS = ("data_to_text", "instruction_following", "question_answering", "summarisation")
 METRICS = {"rouge1": 0.0, "rouge2": -0.22, "rougeL": -0.08}
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    return plain(Config())
 
 
 def write_stage(folder: Path, stage: str, level: float, examples: int, noise: float, names: Sequence[str]) -> dict:
@@ -62,12 +68,10 @@ def write_run(
     tasks: Sequence[str] = TASKS,
 ) -> Path:
     """Write a completed run's folder and return it."""
-    config = Config()
-    config.model.name, config.data.name, config.data.rows, config.seed = model, data, rows, seed
-    for name in vars(config.seeds):
-        setattr(config.seeds, name, (streams or {}).get(name, seed))
-    written = OmegaConf.create(plain(config))
-    for key, value in (settings or {}).items():
+    written = OmegaConf.create(defaults())
+    seeds = {f"seeds.{name}": (streams or {}).get(name, seed) for name in written.seeds}
+    about = {"model.name": model, "data.name": data, "data.rows": rows, "seed": seed}
+    for key, value in {**about, **seeds, **(settings or {})}.items():
         OmegaConf.update(written, key, value)
     text = OmegaConf.to_yaml(written)
     run_id = f"{model}-{data}-s{seed}-{crc32(text.encode()):08x}"
@@ -125,7 +129,6 @@ def editing(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def edit(folder: Path, **changes: Any) -> None:
-    """Change what a run's run.json says."""
     with editing(folder) as record:
         record.update(changes)
 

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
-import pytest
-
 from tests.browser import needs_browser, opened
 from tests.data.conftest import mix_of  # noqa: F401
 from tests.reporting.sweeps import write_table
@@ -78,13 +76,12 @@ def overlap(one: dict, two: dict) -> bool:
     return min(width, height) > 2
 
 
-@pytest.mark.parametrize("tasks", [*(pytest.param(number, marks=pytest.mark.nightly) for number in (1, 4)), 9])
-def test_a_report_in_light_and_dark_wide_and_narrow(tmp_path: Path, tasks: int):
+def test_a_report_in_light_and_dark_wide_and_narrow(tmp_path: Path):
     """It loads nothing else, labels do not overlap, every text has contrast, nothing is wider than the window.
 
     On a phone the panels of a figure are below each other, and a table that is scrolled keeps its first column.
     """
-    names = [f"pydocs_instruction_following_{number}" for number in range(tasks)]
+    names = [f"pydocs_instruction_following_{number}" for number in range(9)]
     runs = write_table(tmp_path / "table", effect=0.004, tasks=names)
     (runs[0] / "run.json").write_text("{")  # a missing run, which adds a row and a caution
     url = write(build(tmp_path / "table", 200, 0.95)).as_uri()
@@ -92,7 +89,7 @@ def test_a_report_in_light_and_dark_wide_and_narrow(tmp_path: Path, tasks: int):
         page = seen.page
         assert (seen.errors, seen.requests) == ([], [url])
         boxes = [picture.bounding_box() for picture in page.locator(".panels").all()]
-        assert len(boxes) == (2 if tasks == 1 else 3)
+        assert len(boxes) == 3
         assert all(box["width"] > 600 and box["height"] > 80 for box in boxes), boxes
         for texts in page.evaluate(BOXES):
             straight = [text for text in texts if not SLANTED.search(text["text"])]

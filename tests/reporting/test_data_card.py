@@ -19,8 +19,9 @@ from tometune.data.contamination import MixOverlaps
 from tometune.data.mix import Mix, build_mix
 from tometune.data.preview import profile, samples
 from tometune.data.tokens import Counts, tokenise
-from tometune.reporting import card_links, data_card
+from tometune.reporting import data_card
 from tometune.reporting.data_card import card, card_markdown, card_page, describe_overlaps, folded, inline
+from tometune.reporting.html import find_cards, link_runs
 
 # ruff: noqa: F811 - `mix_of` is a fixture of the room `data`
 Build = Callable[..., Mix]
@@ -66,14 +67,14 @@ def test_a_card_links_to_the_runs_and_reports_that_use_its_mix(mix_of: Build, tm
     runs = [write_run(tmp_path / "multirun" / "a b", seed=seed) for seed in (0, 1)]
     records = [(run, json.loads((run / "run.json").read_text())) for run in runs]
     page = tmp_path / "outputs" / "mixes" / "pydocs_1k-s0-pydocs_1" / "mix.html"
-    assert card_links.find_cards(tmp_path / "outputs", [record for _, record in records]) == {}
+    assert find_cards(tmp_path / "outputs", [record for _, record in records]) == {}
     page.parent.mkdir(parents=True)
     page.write_text(card_of(mix_of([conversation("a")], None, 1))[1], encoding="utf-8")
     assert "not used yet" in page.read_text(encoding="utf-8")
-    assert card_links.find_cards(tmp_path / "outputs", [record for _, record in records]) == {"pydocs_1k-s0": page}
-    card_links.link_runs(page, [(tmp_path / "none", {}), *records[:1]])
+    assert find_cards(tmp_path / "outputs", [record for _, record in records]) == {"pydocs_1k-s0": page}
+    link_runs(page, [(tmp_path / "none", {}), *records[:1]])
     (runs[0].parent / "report.html").touch()
-    card_links.link_runs(page, records)
+    link_runs(page, records)
     text = page.read_text(encoding="utf-8")
     links = re.findall(r'<a href="(.*?)"', text)
     assert [(page.parent / unquote(link)).resolve() for link in links] == [runs[0].parent / "report.html", *runs]

@@ -8,53 +8,42 @@ from rich.console import Console
 
 from tests.browser import needs_browser, opened
 from tests.reporting.sweeps import change_rows, editing, write_table
-from tometune.evaluation.metrics import averaged, better, label
-from tometune.reporting.cautions import cautions
-from tometune.reporting.conclusions import answers
+from tometune.evaluation.metrics import averaged
+from tometune.reporting.analysis import build
+from tometune.reporting.conclusions import answers, cautions
 from tometune.reporting.question import Verdict, decide
-from tometune.reporting.report_files import as_csv, as_html, as_markdown, print_report, write
+from tometune.reporting.report_files import as_csv, as_markdown, print_report, write
 from tometune.runs.finished import score_problems
 
 TASKS = ("qa", "summaries", "held_out_base", "held_out_pool")
 
 
-def add_nll(sweep, effect, tasks=TASKS):
-    """Give all examples a `nll` that falls by `effect` per size, for held-out rows of the pool by twice that."""
-    for folder in sweep.iterdir():
-        size, seed = int(folder.name.split("pydocs_")[1][0]), int(folder.name.split("-s")[1][0])
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The report of a table with a `nll` that falls by 0.05 per size, for held-out rows of the pool by 0.1."""
+    sweep = tmp_path_factory.mktemp("held_out") / "sweep"
+    write_table(sweep, effect=0.0, deviation=0.002, tasks=TASKS)
+    for path in sweep.glob("*/eval/*/*.jsonl"):
+        name = path.parents[2].name
+        size, seed = int(name.split("pydocs_")[1][0]), int(name.split("-s")[1][0])
         noise = np.random.default_rng([size, seed]).normal(0, 0.002)
-        for stage in ("base", "tuned"):
-            for task in tasks:
-                gain = 0.0 if stage == "base" else effect * size * (2 if task == "held_out_pool" else 1) + noise
+        step = 0.1 if path.stem == "held_out_pool" else 0.05
+        gain = 0.0 if path.parent.name == "base" else step * size + noise
 
-                def change(row, gain=gain, task=task):
-                    number = int(row["id"].rpartition("-")[2])
-                    row["scores"]["nll"] = 1.5 + number / 100 - gain
-                    if task.startswith("held_out"):
-                        row["source"] = ("math", "math", "code", "chat")[number % 4]
+        def change(row, gain=gain, task=path.stem):
+            number = int(row["id"].rpartition("-")[2])
+            row["scores"]["nll"] = 1.5 + number / 100 - gain
+            if task.startswith("held_out"):
+                row["source"] = ("math", "math", "code", "chat")[number % 4]
 
-                change_rows(folder / "eval" / stage / f"{task}.jsonl", change)
-
-
-@pytest.fixture
-def made(tmp_path, report):
-    write_table(tmp_path / "sweep", effect=0.0, deviation=0.002, tasks=TASKS)
-    add_nll(tmp_path / "sweep", 0.05)
-    return report(tmp_path / "sweep")
+        change_rows(path, change)
+    return build(sweep, 1_000, 0.95)
 
 
-def test_lower_is_better():
-    assert [better(column, -0.1) for column in ("nll", "nll/held_out_pool", "rougeL")] == [True, True, False]
-    assert [better(column, 0.1) for column in ("nll", "rougeL")] == [False, True]
-    assert (label("nll"), label("nll/held_out_pool"), label("rougeL")) == ("NLL", "NLL held_out_pool", "ROUGE-L")
-
-
-def test_a_lower_nll_is_an_improvement_in_words(made):
-    table = made.table
+def test_a_lower_nll_is_an_improvement_in_words(made, monkeypatch):
+    table, names = made.table, "NLL, NLL held_out_base and NLL held_out_pool"
     (answer,) = answers(table)
-    assert answer.verdict == (
-        "Yes in NLL, NLL held_out_base and NLL held_out_pool; no significant difference otherwise."
-    )
+    assert answer.verdict == f"Yes in {names}; no significant difference otherwise."
     assert any("lower is better" in sentence for sentence in answer.sentences)
     required = "pydocs_3k>pydocs_1k:nll/held_out_pool<=-0.1"
     assert decide([required], table)[0] is Verdict.shown
@@ -62,13 +51,8 @@ def test_a_lower_nll_is_an_improvement_in_words(made):
     assert decide([required], renamed)[0] is Verdict.shown, "held-out rows rename the mixes"
     gains = [table["rows"][-1]["gain"][metric]["delta"] for metric in ("nll", "nll/held_out_pool")]
     assert gains == [pytest.approx(-0.15, abs=0.01), pytest.approx(-0.3, abs=0.01)]
-
-
-def test_a_higher_one_is_worse(tmp_path, report):
-    write_table(tmp_path / "sweep", effect=0.0, deviation=0.002, tasks=TASKS)
-    add_nll(tmp_path / "sweep", -0.05)
-    (answer,) = answers(report(tmp_path / "sweep").table)
-    assert answer.verdict.startswith("No: worse in NLL, NLL held_out_base and NLL held_out_pool")
+    monkeypatch.setattr("tometune.evaluation.metrics.LOWER_IS_BETTER", ())
+    assert answers(table)[0].verdict == f"No: worse in {names}, no significant difference otherwise."
 
 
 def test_held_out_rows_are_compared_by_origin_and_are_in_no_mean(made):
@@ -83,24 +67,23 @@ def test_held_out_rows_are_compared_by_origin_and_are_in_no_mean(made):
         for task in TASKS[2:]:
             assert row[f"nll/{task}"] == row["tasks"][task]["nll"]
     by_metric = {entry["metric"]: entry for entry in table["comparisons"] if entry["a"] == "pydocs_3k"}
-    assert by_metric["nll/held_out_pool"]["delta"] == pytest.approx(
-        2 * by_metric["nll/held_out_base"]["delta"], abs=0.01
-    )
+    twice = pytest.approx(2 * by_metric["nll/held_out_base"]["delta"], abs=0.01)
+    assert by_metric["nll/held_out_pool"]["delta"] == twice
     assert by_metric["nll/held_out_pool"]["p_holm"] is not None
     assert "3 pairs of cells × 6 metrics" in table["family"]
     (note,) = [text for text in cautions(table) if "held-out" in text]
     assert "Scored: 30 held out base, 30 held out pool." in note
 
 
-def test_they_are_shown_by_source(made, capsys):
+def test_they_are_shown_by_source(made, page, capsys):
     table, counts = made.table, {"chat": 7, "code": 7, "math": 16}
     assert table["sources"] == {f"{task}/{source}": n for task in TASKS[2:] for source, n in counts.items()}
     row = table["rows"][-1]
     weighted = sum(row["sources"][f"held_out_pool/{source}"]["mean"] * n for source, n in counts.items())
     assert weighted / 30 == pytest.approx(row["tasks"]["held_out_pool"]["nll"]["mean"], abs=1e-5)
-    page = as_html(made)
-    assert "<h2>Held-out loss by source</h2>" in page
-    assert "pool/math" in page
+    html = page(made)
+    assert "<h2>Held-out loss by source</h2>" in html
+    assert "pool/math" in html
     assert "NLL held_out_pool" in as_markdown(table)
     assert "nll/held_out_pool_sd" in as_csv(table)
     print_report(table, Console(width=80))
@@ -117,27 +100,20 @@ def test_they_are_shown_by_source(made, capsys):
 
 @needs_browser
 def test_no_table_of_a_report_with_held_out_rows_scrolls_at_1280_pixels(made):
+    wider = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
     with opened(write(made).as_uri()) as seen:
         seen.page.set_viewport_size({"width": 1280, "height": 1000})
-        wider = (
-            "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
-        )
         assert seen.page.evaluate(wider) == []
 
 
-def test_runs_of_an_older_version_are_compared_without_it(tmp_path, report):
-    sweep = tmp_path / "sweep"
-    write_table(sweep, tasks=("qa", "summaries"))
-    add_nll(sweep, 0.05, ("qa", "summaries"))
-    assert "nll" in report(sweep).table["metrics"]
-    older = sorted(sweep.iterdir())[0]
-    for path in older.glob("eval/*/*.jsonl"):
-        change_rows(path, lambda row: row["scores"].pop("nll"))
+def test_runs_of_an_older_version_are_compared_without_it(sweep, page):
+    older, *others = sorted(sweep.iterdir())
+    for path in (path for run in others for path in run.glob("eval/*/*.jsonl")):
+        change_rows(path, lambda row: row["scores"].update(nll=1.0))
     with editing(older) as record:
         assert not [name for name, _ in score_problems(older, record) if name.endswith(".jsonl")], "it stays completed"
-    made = report(sweep)
-    table = made.table
-    assert table["metrics"] == ["rouge1", "rouge2", "rougeL"]
-    assert "Held-out loss" not in as_html(made)
-    assert [text for text in cautions(table) if text.startswith("NLL is left out, because some runs lack it")]
-    assert "sources" not in table
+    made = build(sweep, 100, 0.95)
+    assert made.table["metrics"] == ["rouge1", "rouge2", "rougeL"]
+    assert "Held-out loss" not in page(made)
+    assert [text for text in cautions(made.table) if text.startswith("NLL is left out, because some runs lack it")]
+    assert "sources" not in made.table

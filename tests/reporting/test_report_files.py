@@ -14,6 +14,7 @@ from scipy import stats
 from tests.reporting.sweeps import edit, editing
 from tometune.evaluation.statistics import seeds_needed
 from tometune.reporting import figures, mix_figures, report_files
+from tometune.reporting.analysis import build
 from tometune.reporting.conclusions import between, p_value, signed
 from tometune.reporting.grouping import group
 from tometune.reporting.report_files import (
@@ -53,13 +54,13 @@ def test_the_terminal_shows_the_published_columns_in_80_characters(table, one_se
     assert "| pydocs_1k lora.r=4 |" in as_markdown(ranks.table)
 
 
-def test_limits_and_missing_runs_are_marked_in_every_format(sweep, report):
+def test_limits_and_missing_runs_are_marked_in_every_format(sweep, page):
     first, second, *_ = sorted(sweep.iterdir())
     reason = 'failed: no [bold] <b>"memory", quoted'
     edit(first, status="failed", error=reason.removeprefix("failed: "))
     with editing(second) as record:
         record["eval"]["tuned"]["limited"] = True
-    made = report(sweep)
+    made = build(sweep, 100, 0.95)
     assert "2/3" in shown(made.table)
     assert reason in shown(made.table, width=200), "not read as markup"
     assert "Missing: tiny-pydocs_1k-s0" in as_markdown(made.table)
@@ -68,20 +69,22 @@ def test_limits_and_missing_runs_are_marked_in_every_format(sweep, report):
     assert (rows[0]["rouge1_sd"], rows[-1]["rouge1"]) == ("", "")
     assert rows[-1]["note"].endswith(reason)
     assert [row["note"] for row in rows[:-1]] == ["LIMIT"] * 4
-    html = as_html(made)
+    html = page(made)
     assert all("LIMIT" in text for text in (shown(made.table), as_markdown(made.table), html))
     assert "failed: no [bold] &lt;b&gt;" in html
 
 
-def test_the_page_needs_no_other_file_and_describes_its_figures(html, table_report):
+def test_the_page_needs_no_other_file_and_describes_its_figures(table_report):
+    html = as_html(table_report)
+    assert (table_report.sweep.folder / "report.html").read_text() == html, "the same each time"
     main = html[html.index("<main>") : html.index("</main>")] + "</main>"
     parsed = ElementTree.fromstring(main.replace("&nbsp;", " ").replace("xlink:", ""))  # every tag is closed in order
     ids = [element.get("id") for element in parsed.iter() if element.get("id")]
     assert len(ids) == len(set(ids)) > 100
     assert not re.search(r"https?:|//[a-z]|<script|<link|@import|url\((?!#)|src=", html)
     assert len(html) < 500_000
-    assert (table_report.sweep.folder / "report.html").read_text() == html, "the same each time"
     assert html.index("Is pydocs_3k better") < html.index("<table") < html.index("<svg"), "words come first"
+    assert drawn(html) == ["Scores", "Scores by task", "Data sources", "Training loss"]
     assert "<title>table: tiny on pydocs_1k, pydocs_2k, pydocs_3k · 2026-11-24 · tometune</title>" in html
     run = min(path.name for path in table_report.sweep.folder.glob("tiny-*"))
     assert f'<a href="{run}/">{run}</a>' in html
@@ -96,33 +99,32 @@ def test_the_page_needs_no_other_file_and_describes_its_figures(html, table_repo
     assert set(re.findall(r"var\((--[a-z0-9-]+)\)", html)) <= defined | {"--accent"}
 
 
-def test_the_page_of_one_cell_and_of_two_models(one_cell, one_seed):
-    html = as_html(replace(one_cell, table={**one_cell.table, "sweep": "<i>&"}))
+def test_the_page_of_one_cell_and_of_two_models(one_cell, one_seed, page):
+    html = page(replace(one_cell, table={**one_cell.table, "sweep": "<i>&"}))
     assert "Nothing to compare" in html
     assert "<i>" not in html
-    html = as_html(one_seed)
+    html = page(one_seed, "means")
     assert "A single seed" in html
     assert "var(--accent-2)" in html
 
 
-def test_figures_without_data_and_loss_curves_of_too_many_cells_are_left_out(table_report, sweep, report, monkeypatch):
+def test_figures_without_data_or_with_broken_files_and_loss_curves_of_too_many_cells(
+    table_report, sweep, page, monkeypatch, caplog
+):
+    names = ("loss", "sources")
     monkeypatch.setattr(report_files, "CROWDED", 2)
-    expected = ["Scores", "Scores by task", "Data sources"]
-    assert drawn(as_html(table_report)) == expected
-    monkeypatch.undo()
+    assert drawn(page(table_report, *names)) == ["Data sources"]
+    monkeypatch.setattr(report_files, "CROWDED", 12)
     for run in sweep.iterdir():
         (run / "metrics.jsonl").unlink()
         (run / "mix.json").unlink()
         edit(run, train=None)
-    assert drawn(as_html(report(sweep))) == expected[:2]
-
-
-def test_a_broken_file_costs_its_figure_and_a_warning_that_names_it(sweep, report, caplog):
+    made = build(sweep, 100, 0.95)
+    assert (drawn(page(made, *names)), caplog.text.count("left out")) == ([], 0)
     paths = [sorted(sweep.iterdir())[0] / name for name in ("metrics.jsonl", "mix.json")]
     for path in paths:
         path.write_text('{"step": 10, "loss": 2.0}\n{"st')
-    html = as_html(report(sweep))
-    assert not {"Training loss", "Data sources"} & set(drawn(html))
+    assert drawn(page(made, *names)) == []
     assert all(str(path) in caplog.text for path in paths)
 
 

@@ -15,7 +15,7 @@ from tometune.config.report import ReportConfig
 from tometune.evaluation import statistics
 from tometune.evaluation.metrics import better
 from tometune.evaluation.statistics import Floats
-from tometune.reporting.cautions import length_differences
+from tometune.reporting.conclusions import length_differences
 from tometune.reporting.controls import controls, training_of, unchanged_arms
 from tometune.reporting.explanation import explanations
 from tometune.reporting.grouping import STREAMS, Cell, expected_seeds, group, one_factor, pairs, varied_streams
@@ -27,6 +27,7 @@ SCHEMA = 1  # version of table.json's layout
 DIFFERENCE = 0.01  # the difference in score that `seeds_needed` refers to
 POWER = 0.8  # probability of detecting it
 DIGITS = 6  # decimals in table.json; further ones depend on the order of summation
+COPIED = ("model", "data", "rows", "settings")  # from a cell to its row
 NOT_FIGURES = ("settings", "question", "margin")  # in table.json: written by somebody, not computed
 
 Values = dict[str, Any]
@@ -61,13 +62,12 @@ def build(
     all_cells, notes = group(sweep)
     scores = load_scores(sweep.runs, resamples)
     cells = [cell for cell in all_cells if cell.runs]
-    chosen = pairs(cells, all_pairs=bool(run_folders))
-    compared = [_compare(a, b, metric, scores, confidence) for a, b in chosen for metric in scores.metrics]
+    chosen = product(pairs(cells, all_pairs=bool(run_folders)), scores.metrics)
+    compared = [_compare(*pair, metric, scores, confidence) for pair, metric in chosen]
     comparisons, by_label = [entry for entry, _ in compared], {cell.label: vars(cell) for cell in cells}
     question, asked = ask(folder, settings or ReportConfig(), comparisons, by_label, scores.metrics)
     _correct(compared, question["margin"], confidence)
     rows = _rows(cells, scores, sweep.missing, confidence)
-    columns = ("run_id", "model", "data", "seed", "reason")
     table = {
         "schema": SCHEMA,
         "sweep": sweep.folder.resolve().name,
@@ -91,13 +91,12 @@ def build(
         "signal": _signal_to_noise(cells, scores),
         "length_matched": _length_matched(cells, rows),
         "variance": _variance_by_cause(all_cells, scores, confidence),
-        "missing": [{name: getattr(cell, name) for name in columns} for cell in sweep.missing],
+        "missing": [{key: value for key, value in vars(cell).items() if key != "settings"} for cell in sweep.missing],
         "notes": [*asked, *sweep.notes, *notes, *unchanged_arms(cells), *scores.notes],
     }
     table = _rounded(table)
-    if explained := explanations(sweep, cells, table):
-        table["explanations"] = explained
-    return Report(sweep, all_cells, table)
+    explained = explanations(sweep, cells, table)
+    return Report(sweep, all_cells, {**table, **({"explanations": explained} if explained else {})})
 
 
 def _rounded(value: Any) -> Any:
@@ -117,20 +116,16 @@ def _rows(cells: Sequence[Cell], scores: Scores, missing: Sequence[Missing], con
         scored = base in scores.columns
         if scored and cell.model not in [row["model"] for row in rows]:
             records = [run.record for other in cells if other.model == cell.model for run in other.runs.values()]
-            rows.append(
-                {
-                    **{"cell": base, "stage": "base", "model": cell.model, "data": "before", "rows": 0, "settings": {}},
-                    **{"seeds": 0, "seeds_expected": 0},
-                    **_mean_scores([base], scores, confidence),
-                    **{"answer_tokens": _answer_tokens(records, "base", scores), "gain": None, "runs": []},
-                }
-            )
+            about = {"cell": base, "stage": "base", "model": cell.model, "data": "before", "rows": 0, "settings": {}}
+            means = {"seeds": 0, "seeds_expected": 0, **_mean_scores([base], scores, confidence)}
+            lengths = _answer_tokens(records, "base", scores)
+            rows.append({**about, **means, "answer_tokens": lengths, "gain": None, "runs": []})
+        about = {"cell": cell.label, "stage": "tuned", **{name: getattr(cell, name) for name in COPIED}}
+        seeds = {"seeds": len(cell.runs), "seeds_expected": expected_seeds(cell, missing)}
         records = [run.record for run in cell.runs.values()]
         rows.append(
             {
-                **{"cell": cell.label, "stage": "tuned", "model": cell.model, "data": cell.data, "rows": cell.rows},
-                **{"settings": cell.settings, "seeds": len(cell.runs)},
-                **{"seeds_expected": expected_seeds(cell, missing), "arm": cell.arm, "training": training_of(cell)},
+                **{**about, **seeds, "arm": cell.arm, "training": training_of(cell)},
                 "answer_tokens": _answer_tokens(records, "tuned", scores),
                 **_mean_scores(cell.ids, scores, confidence),
                 "gain": _gain(cell.ids, base, scores, confidence) if scored else None,
@@ -148,10 +143,9 @@ def _rows(cells: Sequence[Cell], scores: Scores, missing: Sequence[Missing], con
 
 def _answer_tokens(records: Sequence[Mapping[str, Any]], stage: str, scores: Scores) -> dict[str, float | None]:
     """Return the mean number of generated tokens per answer by task, over runs; None where a record has no count."""
-    scored = [record["eval"][stage]["tasks"] for record in records if stage in record["eval"]]
     means: dict[str, float | None] = {}
     for task in scores.examples:
-        entries = [run.get(task, {}) for run in scored]
+        entries = [run["eval"][stage]["tasks"].get(task, {}) for run in records if stage in run["eval"]]
         known = [entry["tokens"] / entry["examples"] for entry in entries if entry.get("tokens") is not None]
         means[task] = round(float(np.mean(known)), 2) if known and len(known) == len(entries) else None
     return means
@@ -226,10 +220,8 @@ def _correct(compared: Sequence[tuple[Values, Floats | None]], margin: float | N
     same = statistics.holm([statistics.p_equivalent(draws, margin) for draws in gains])
     for (entry, draws), p_no_worse, p_same in zip(primary, no_worse, same, strict=True):
         low, high = np.quantile(draws, [1 - confidence, confidence])
-        entry["equivalence"] = {
-            **{"margin": margin, "ci_low": low, "ci_high": high},
-            **{"p_no_worse_holm": p_no_worse, "p_same_holm": p_same},
-        }
+        tests = {"p_no_worse_holm": p_no_worse, "p_same_holm": p_same}
+        entry["equivalence"] = {"margin": margin, "ci_low": low, "ci_high": high, **tests}
 
 
 def _compare(a: Cell, b: Cell, metric: str, scores: Scores, confidence: float) -> tuple[Values, Floats | None]:
@@ -315,8 +307,8 @@ def _variance_by_cause(cells: Sequence[Cell], scores: Scores, confidence: float)
         groups = [[run.id for run in runs] for cell in cells for runs in one_factor(cell, stream)]
         if not groups:
             continue
-        entry: Values = {"cause": cause, "stream": f"seeds.{stream}", "groups": len(groups)}
-        entry["runs"] = len({name for names in groups for name in names})
+        runs = {name for names in groups for name in names}
+        entry: Values = {"cause": cause, "stream": f"seeds.{stream}", "groups": len(groups), "runs": len(runs)}
         for metric in scores.metrics:
             deviation, freedom = statistics.pooled_deviation([scores.of_runs(names, metric) for names in groups])
             low, high = statistics.deviation_interval(deviation, freedom, confidence)

@@ -1,9 +1,10 @@
-"""The answer to a sweep's question in sentences."""
+"""The answer to a sweep's question in sentences, and the limitations that a reader of its numbers must know."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tometune.config.eval import HELD_OUT
 from tometune.evaluation.metrics import better, label
 from tometune.runs.inputs import ADDED
 
@@ -12,10 +13,13 @@ NOTHING_TO_COMPARE = "There is nothing to compare: no two cells of one model dif
 SINGLE_SEED = "A single seed cannot tell."
 EXPLORATORY = "Not asked: these comparisons are exploratory."
 NAMED_SOURCES = 3  # an arm of more is "12 others"
-SAME = 1.02  # numbers of steps up to this ratio count as the same
+SAME = 1.02  # numbers that differ by at most this factor are the same: packs are not filled to the last token
+LONGER = 2.0  # a caution is given if one cell's answers are this many times as long as another's
+WHOLE = 0.95  # passes over a mix that count as one
+FEW_CLUSTERS = 20  # with fewer, an interval over clusters is noticeably too narrow
+PENALTY = "ROUGE penalises answers much shorter or longer than the reference, regardless of content."
 
 Table = Mapping[str, Any]
-
 
 EXPLAINS = ("NLL is in", "The ranges reflect", "A difference that is significant")
 """Beginnings of the sentences that explain how to read a number, which are said once for all answers."""
@@ -34,11 +38,14 @@ def answers(table: Table) -> list[Answer]:
 
     The last answer before the reasons also lists the other significant differences.
     """
-    groups, sources, found, answered = headline(table), source_effects(table), [], []
+    groups, sources = headline(table), source_effects(table)
+    found: list[Answer] = []
+    answered: list[Table] = []
     if sources:
         metric = main_metric(list(next(iter(sources.values())).values()))
-        answered += [entries[metric] for entries in sources.values()]
-        found.append(_sources_answer({name: entries[metric] for name, entries in sources.items()}, table))
+        by_source = {name: entries[metric] for name, entries in sources.items()}
+        answered += by_source.values()
+        found.append(_sources_answer(by_source, table))
     found += _amounts_answer([pair for pairs in groups for pair in pairs], table)
     for pairs in groups:
         entries = [entry for pair in pairs for entry in comparisons_of(pair, table)]
@@ -177,30 +184,28 @@ def _answer_by_name(
     `numbers` begins the sentence with all differences.
     """
     passed = {n: better(entry["metric"], entry["delta"]) for n, entry in found.items() if significant(entry, table)}
-    groups = {word: [name for name in passed if passed[name] is (word == words[0])] for word in words}
-    verdict = " ".join(f"{word}{listed(names)}." for word, names in groups.items() if names)
+    groups = [[name for name in passed if passed[name] is helps] for helps in (True, False)]
+    verdict = " ".join(f"{word}{listed(names)}." for word, names in zip(words, groups, strict=True) if names)
     single = [name for name, entry in found.items() if entry["p"] is None]
     if not passed:
         verdict = "Undecided: no significant difference."
     elif len(passed) + len(single) < len(found):
         verdict += " No significant difference otherwise."
     tests = {name: entry.get("equivalence") for name, entry in found.items() if name not in passed}
-    if same := [name for name, each in tests.items() if each and _is_below(each["p_same_holm"], table)]:
+    if same := [name for name, each in tests.items() if each and significant(each, table, "p_same_holm")]:
         within = f"The same within {table['question']['margin']:g}: {listed(same)}."
         verdict = within if len(same) == len(found) else f"{verdict} {within}"
     if single:
         verdict += f" Only one seed: {listed(single)}."
-    first = next(iter(found.values()))
     if len(single) == len(found):
         verdict = SINGLE_SEED
-    elif not first["primary"]:
+    elif not next(iter(found.values()))["primary"]:
         verdict = EXPLORATORY
     tested = any(entry["p_holm"] is not None for entry in found.values())
     texts = []
     for name, entry in found.items():
         test = ", a single seed" if entry["p"] is None else ""
-        if entry["p_holm"] is not None:
-            test = f", {p_value(entry['p_holm'])}"
+        test = test if entry["p_holm"] is None else f", {p_value(entry['p_holm'])}"
         texts.append(f"{name} {signed(entry['delta'])} ({between(entry)}{test})")
     level = f"{table['interval']['confidence']:.0%} intervals{' and Holm-corrected p-values' if tested else ''}"
     return Answer(question, verdict, [f"{numbers}, with {level}: {', '.join(texts)}."])
@@ -213,12 +218,11 @@ def _answer(pair: tuple[str, str], table: Table) -> Answer:
     a, b = (cell.removeprefix(f"{model} ") for cell in pair)
     question = f"Is {a} better than {b}?" if a == pair[0] else f"{model}: is {a} better than {b}?"
     level = f"{table['interval']['confidence']:.0%} interval"
-    differences = [
-        f"{label(entry['metric'])} {signed(entry['delta'])} ({level} {between(entry)}"
-        + ("" if entry["p_holm"] is None else f", Holm-corrected {p_value(entry['p_holm'])}")
-        + (")" if entry["primary"] else ", exploratory)")
-        for entry in found
-    ]
+    differences = []
+    for entry in found:
+        corrected = "" if entry["p_holm"] is None else f", Holm-corrected {p_value(entry['p_holm'])}"
+        test = corrected + ("" if entry["primary"] else ", exploratory")
+        differences.append(f"{label(entry['metric'])} {signed(entry['delta'])} ({level} {between(entry)}{test})")
     sentences = [f"{', '.join(differences)}."]
     if any(entry["metric"] == "nll" for entry in found):
         sentences.append(f"{EXPLAINS[0]} bits per byte of the references; lower is better.")
@@ -248,9 +252,9 @@ def _sentences_on_tests(found: Sequence[Table], table: Table) -> list[str]:
         texts = []
         for entry in found:
             tests, conclusion = entry["equivalence"], "neither is shown"
-            if tests["p_same_holm"] < alpha_of(table):
+            if significant(tests, table, "p_same_holm"):
                 conclusion = f"the same within {tests['margin']:g}, Holm-corrected {p_value(tests['p_same_holm'])}"
-            elif tests["p_no_worse_holm"] < alpha_of(table):
+            elif significant(tests, table, "p_no_worse_holm"):
                 conclusion = f"no worse by {tests['margin']:g} or more, Holm-corrected "
                 conclusion += p_value(tests["p_no_worse_holm"])
             texts.append(f"{label(entry['metric'])} {between(tests)} ({conclusion})")
@@ -262,11 +266,9 @@ def _sentences_on_tests(found: Sequence[Table], table: Table) -> list[str]:
         counts = [entry["seeds_needed"][name] for name in ("n", "low", "high")]
         number, low, high = ("more than 100,000" if count is None else f"{count:,}" for count in counts)
         numbers.append(f"about {number} for {label(entry['metric'])} ({low} to {high})")
-    seeds = " and ".join(str(number) for number in dict.fromkeys(found[0]["seeds"]))
-    sentences.append(
-        f"Seeds per arm needed to detect a difference of {need['difference']} with {need['power']:.0%} power: "
-        f"{', '.join(numbers)}."
-    )
+    seeds = listed([str(number) for number in dict.fromkeys(found[0]["seeds"])])
+    detected = f"detect a difference of {need['difference']} with {need['power']:.0%} power"
+    sentences.append(f"Seeds per arm needed to {detected}: {', '.join(numbers)}.")
     sentences.append(f"{EXPLAINS[1]} how uncertain a standard deviation from {seeds} seeds is.")
     floor = max(found, key=lambda entry: entry["examples_deviation"])
     smallest = 2.8 * floor["examples_deviation"]  # (z at 0.975) + (z at 0.8), times the standard error
@@ -285,26 +287,82 @@ def _verdict(found: Sequence[Table], table: Table) -> str:
     worse = [label(entry["metric"]) for entry in passed if better(entry["metric"], -entry["delta"])]
     if gains and worse:
         return f"Better in {listed(gains)}, worse in {listed(worse)}."
+    if len(passed) == len(found):
+        return "Yes." if gains else "No, it is worse."
     if gains:
-        return "Yes." if len(gains) == len(found) else f"Yes in {listed(gains)}; no significant difference otherwise."
-    if worse and len(worse) == len(found):
-        return "No, it is worse."
+        return f"Yes in {listed(gains)}; no significant difference otherwise."
     if worse:
         return f"No: worse in {listed(worse)}, no significant difference otherwise."
     for name, verdict in (("p_same_holm", "No: the same within {}."), ("p_no_worse_holm", "No worse by {} or more.")):
-        if all("equivalence" in entry and entry["equivalence"][name] < alpha_of(table) for entry in found):
+        if all("equivalence" in entry and significant(entry["equivalence"], table, name) for entry in found):
             return verdict.format(f"{found[0]['equivalence']['margin']:g}")
     return "Undecided: no significant difference."
 
 
-def significant(entry: Table, table: Table) -> bool:
-    """Whether a comparison is significant after the correction."""
-    return _is_below(entry["p_holm"], table)
+def significant(entry: Table, table: Table, p: str = "p_holm") -> bool:
+    """Whether there is a test, and its p-value after the correction is below the level."""
+    return entry[p] is not None and bool(entry[p] < alpha_of(table))
 
 
-def _is_below(p: float | None, table: Table) -> bool:
-    """Whether there is a test, and its p-value is below the level."""
-    return p is not None and p < alpha_of(table)
+def cautions(table: Table) -> list[str]:
+    """Return the limitations that a reader of the numbers must know."""
+    found = []
+    tuned = tuned_rows(table)
+    if single := [row["cell"] for row in tuned if row["seeds"] == 1]:
+        found.append(f"A single seed, so the deviation is unknown (–): {', '.join(single)}.")
+    if table["missing"]:
+        found.append(f"Missing runs: {len(table['missing'])}; the means are over the others.")
+    tests, resamples = tests_of(table), table["interval"]["resamples"]
+    if tests * 2 / (resamples + 1) >= alpha_of(table):  # the smallest p-value possible, after the correction
+        found.append(
+            f"eval.resamples={resamples} is too small for any of the {tests} tests to be significant; use 10,000."
+        )
+    found += _read_in_part(tuned)
+    vary = table["interval"]["seeds_vary"]
+    if vary and len(vary) < 4:
+        found.append(f"The seeds vary only in: {listed(vary)}.")
+    if any(not entry["paired"] for entry in table["comparisons"]):
+        found.append("Arms with different seeds are compared as independent samples.")
+    for task, count in table.get("clusters", {}).items():
+        if count < FEW_CLUSTERS:
+            found.append(f"Only {count} clusters on {task}: intervals over so few are too narrow.")
+    for (_, task, lengths), matched in zip(length_differences(table["rows"]), table["length_matched"], strict=True):
+        means = listed([f"{value:.1f} for {cell}" for cell, value in lengths.items()])
+        cut = listed([f"{scores['rougeL']:.3f} for {cell}" for cell, scores in matched["cells"].items()])
+        found.append(
+            f"Answer length on {task} in tokens: {means}. {PENALTY} "
+            f"With each answer and its reference cut to the words of the shorter one, ROUGE-L is {cut}."
+        )
+    found += table["notes"]
+    held_out = [f"{n:,} {task.replace('_', ' ')}" for task, n in table["tasks"].items() if task.startswith(HELD_OUT)]
+    if held_out:
+        means = " Means over tasks do not include them." if len(held_out) < len(table["tasks"]) else ""
+        rows = "No run trains on held-out rows or on repeats of them, so a mix of the whole base has fewer rows"
+        found.append(f"{rows}. Scored: {', '.join(held_out)}.{means}")
+    return found
+
+
+def _read_in_part(rows: Sequence[Table]) -> list[str]:
+    """Return what is wrong with a comparison of rows added to a file, if runs do not read all of their mix."""
+    part = {row["data"]: row["training"]["epochs"] or 1.0 for row in rows}
+    if not any(ADDED in name for name in part) or min(part.values()) >= WHOLE:
+        return []
+    read = listed([f"{share:.0%} of {name}" for name, share in part.items()])
+    fix = "set trainer.max_steps=null trainer.num_train_epochs=1"
+    return [f"Runs read only a part of their mix ({read}), so added rows take the place of your own; {fix}."]
+
+
+def length_differences(rows: Sequence[Table]) -> list[tuple[str, str, dict[str, float]]]:
+    """Return model, task and tokens per answer of each cell where one cell's answers are `LONGER` than another's."""
+    found = []
+    tuned = tuned_rows({"rows": rows})
+    for model in dict.fromkeys(row["model"] for row in tuned):
+        own = [row for row in tuned if row["model"] == model]
+        for task in own[0]["answer_tokens"]:
+            known = {row["cell"]: row["answer_tokens"][task] for row in own if row["answer_tokens"][task] is not None}
+            if known and max(known.values()) > LONGER * max(min(known.values()), 0.5):
+                found.append((model, task, known))
+    return found
 
 
 def alpha_of(table: Table) -> float:

@@ -5,11 +5,10 @@ from statistics import fmean
 from typing import Any
 
 from tometune.common.errors import some
-from tometune.reporting.conclusions import Table, listed, tuned_rows
+from tometune.reporting.conclusions import SAME, Table, listed, tuned_rows
 from tometune.reporting.grouping import Cell
 from tometune.reporting.sweep import CONTENT
 
-SAME = 1.02  # numbers that differ by at most this factor are the same: packs are not filled to the last token
 COUNTS = {
     "rows": "rows",
     "steps": "steps",
@@ -46,7 +45,7 @@ def training_of(cell: Cell) -> dict[str, float | None]:
     """Return the means over a cell's runs of the numbers in `COUNTS`; None where a record has no number."""
     records = [run.record.get("train") or {} for run in cell.runs.values()]
     found: dict[str, float | None] = {"rows": cell.rows}
-    for name in ("steps", "epochs", "tokens", "trained_tokens", "parameters"):
+    for name in list(COUNTS)[1:]:
         key = "trainable_parameters" if name == "parameters" else name
         values = [record[key] for record in records if record.get(key) is not None]
         found[name] = round(fmean(values), 4) if values and len(values) == len(records) else None

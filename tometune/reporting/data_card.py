@@ -64,7 +64,6 @@ def card(
 
 
 def _rows(rows: pd.DataFrame, whole: pd.DataFrame) -> dict[str, Any]:
-    """Describe some rows of a mix."""
     count, pool = len(rows), int(rows["pool"].sum())
     return {
         **{"rows": count, "base": count - pool, "pool": pool, "share": count / len(whole)},
@@ -74,18 +73,15 @@ def _rows(rows: pd.DataFrame, whole: pd.DataFrame) -> dict[str, Any]:
 
 def _sizes(counts: Counts, max_length: int) -> list[tuple[str, int, float]]:
     """Return what became of the rows and tokens when the mix was tokenised: (text, number, share of rows or tokens)."""
-    of_rows = {
-        f"rows truncated at trainer.max_length={max_length}": counts.truncated,
-        "rows skipped: nothing left to train on": counts.without_labels,
-        "rows whose text spells a control token, kept as text": counts.special_text,
-        **{f"rows with {NOTES[note]}": count for note, count in counts.template.items()},
-    }
-    tokens = counts.tokens + counts.tokens_cut
-    return [
-        *((text, count, count / counts.rows) for text, count in of_rows.items()),
-        ("trainable tokens (answers and their ends)", counts.trainable_tokens, counts.trainable_tokens / counts.tokens),
-        ("tokens cut off", counts.tokens_cut, counts.tokens_cut / tokens),
+    parts = [
+        (f"rows truncated at trainer.max_length={max_length}", counts.truncated, counts.rows),
+        ("rows skipped: nothing left to train on", counts.without_labels, counts.rows),
+        ("rows whose text spells a control token, kept as text", counts.special_text, counts.rows),
+        *((f"rows with {NOTES[note]}", count, counts.rows) for note, count in counts.template.items()),
+        ("trainable tokens (answers and their ends)", counts.trainable_tokens, counts.tokens),
+        ("tokens cut off", counts.tokens_cut, counts.tokens + counts.tokens_cut),
     ]
+    return [(text, count, count / whole) for text, count, whole in parts]
 
 
 def _dropped(mix: Mix) -> list[dict[str, Any]]:

@@ -9,11 +9,10 @@ from itertools import chain
 from typing import Any
 
 from tometune.common.errors import some
-from tometune.config.eval import HELD_OUT
-from tometune.evaluation.metrics import label
+from tometune.evaluation.metrics import averaged, label
 from tometune.reporting import conclusions
-from tometune.reporting.conclusions import Table, brief, listed, significant, tuned_rows
-from tometune.reporting.controls import SAME, content_of
+from tometune.reporting.conclusions import SAME, Table, brief, listed, significant, tuned_rows
+from tometune.reporting.controls import content_of
 from tometune.reporting.grouping import Cell
 from tometune.reporting.sweep import Sweep, finished_tables
 
@@ -60,9 +59,8 @@ def explanations(sweep: Sweep, cells: Sequence[Cell], table: Table) -> list[dict
 
 
 def _tasks(table: Table) -> dict[str, int]:
-    """Return the examples by task; those held out only if there are no others, as means over tasks do."""
-    others = {task: number for task, number in table["tasks"].items() if not task.startswith(HELD_OUT)}
-    return others or table["tasks"]
+    """Return the examples by task that are in its means over tasks."""
+    return {task: table["tasks"][task] for task in averaged(table["tasks"])}
 
 
 def _mix(row: Table) -> tuple[str, int]:
@@ -131,9 +129,8 @@ def _same_pair(metric: str, a: Table, b: Table, control: Table) -> dict[str, tup
     steps, capacity = CONTROLS
     if any(found):
         return {capacity: (f"lora.r={max(found)}", found[max(found)])}
-    if found and "tokens" in control["controls"]["constant"]:
-        return {steps: ("the same number of tokens", found[0])}
-    return {}
+    constant = found and "tokens" in control["controls"]["constant"]
+    return {steps: ("the same number of tokens", found[0])} if constant else {}
 
 
 def _verdict(own: Table, entry: Table, margin: float | None) -> str:

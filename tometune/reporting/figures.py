@@ -13,13 +13,12 @@ from tometune.evaluation.metrics import label
 from tometune.reporting import conclusions
 from tometune.reporting.conclusions import Table, data_label, models, tuned_rows
 from tometune.reporting.grouping import Cell
-from tometune.reporting.html import ACCENTS, MUTED, PAPER, as_grid, panels
+from tometune.reporting.html import ACCENTS, COLUMNS, MUTED, PAPER, as_grid, panels
 from tometune.reporting.mix_figures import label as mix_label
 from tometune.reporting.sweep import SweepRun
 
 FEWEST = 4  # values of a number from which on scores are drawn over it
 LETTERS = 102  # of labels on the x axis that fit next to each other, over all panels of a line
-COLUMNS = 3  # panels per line
 STEPS = [1, 2, 2.5, 5, 10]  # tick distances, times a power of ten
 FAR = 1.6  # a base score is drawn as a line if the axis grows by at most this factor
 SLANTED: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
@@ -36,10 +35,8 @@ def colour_of(names: Sequence[str], model: str) -> str:
 def means(table: Table) -> str:
     """Draw the mean and interval of each cell, with each seed as a dot; one panel per metric."""
     metrics = table["metrics"]
-    columns = min(COLUMNS, len(metrics))
-    axes = panels(len(metrics), columns, 3.5)
+    axes = panels(list(map(label, metrics)), 3.5)
     for axis, metric in zip(axes, metrics, strict=True):
-        axis.set_title(label(metric))
         _draw_cells(axis, table, metric, COLUMNS)
     values = "; ".join(
         f"{row['cell']}: " + ", ".join(f"{label(metric)} {row[metric]['mean']:.3f}" for metric in metrics)
@@ -47,23 +44,21 @@ def means(table: Table) -> str:
     )
     level = f"{table['interval']['confidence']:.0%}"
     description = f"Mean scores with {level} intervals, and each seed as a dot. {values}."
-    return as_grid(axes, columns, "means", description, _legend(table))
+    return as_grid(axes, "means", description, _legend(table))
 
 
 def tasks(table: Table) -> str:
     """Draw the same by task: one row per task, one column per metric."""
     names, metrics = list(table["tasks"]), [metric for metric in table["metrics"] if "/" not in metric]
-    axes = panels(len(names) * len(metrics), len(metrics), 2.1)
+    axes = panels([label(metric) for _, metric in product(names, metrics)], 2.1, len(metrics))
     for axis, (name, metric) in zip(axes, product(names, metrics), strict=True):
         axis.set_ylabel(fill(name.replace("_", " "), 20))
-        axis.set_title(label(metric))
         _draw_cells(axis, table, metric, len(metrics), name)
     description = f"Means with intervals by task ({', '.join(names)}) and metric."
-    return as_grid(axes, len(metrics), "tasks", description, _legend(table))
+    return as_grid(axes, "tasks", description, _legend(table), len(metrics))
 
 
 def _legend(table: Table) -> dict[str, str]:
-    """Return the models by colour if there are several."""
     names = models(table)
     return {colour_of(names, name): name for name in names} if len(names) > 1 else {}
 
@@ -90,9 +85,8 @@ def _draw_cells(axis: Axes, table: Table, metric: str, columns: int, task: str |
         if single:
             axis.plot([place], [values["mean"]], "o", color=PAPER, markersize=6, markeredgecolor=colour)
             continue
-        axis.plot(
-            [place], [values["mean"]], "o", color=colour, markersize=7, markeredgecolor=PAPER, markeredgewidth=1.2
-        )
+        edge: dict[str, Any] = {"markeredgecolor": PAPER, "markeredgewidth": 1.2}
+        axis.plot([place], [values["mean"]], "o", color=colour, markersize=7, **edge)
         axis.plot([place + 0.16] * len(dots), dots, "o", color=colour, markersize=3.4, alpha=0.75, markeredgewidth=0)
     margin = 0.08 * (max(shown) - min(shown)) or 0.01
     bases = [(row["model"], scores(row)[metric]["mean"]) for row in table["rows"] if row["stage"] == "base"]
@@ -132,15 +126,13 @@ def loss(cells: Sequence[Cell], names: Sequence[str]) -> str | None:
     curves = [[losses(run) for run in cell.runs.values()] for cell in cells]
     if not any(points for cell in curves for points in cell):
         return None
-    columns = min(COLUMNS, len(cells))
-    axes = panels(len(cells), columns, 2.7)
+    axes = panels([fill(cell.label, 32) for cell in cells], 2.7)
     steps, values = zip(*(point for cell in curves for points in cell for point in points), strict=True)
     for axis, cell, runs in zip(axes, cells, curves, strict=True):
-        axis.set_title(fill(cell.label, 32))
         axis.set(xlabel="step", xlim=(0, max(steps) * 1.03), ylim=(min(values) * 0.97, max(values) * 1.03))
         for points in runs:
             axis.plot(*zip(*points, strict=True), color=colour_of(names, cell.model), linewidth=1.3, alpha=0.75)
-    return as_grid(axes, columns, "loss", "Training loss by step, one line per seed, one panel per cell.", {})
+    return as_grid(axes, "loss", "Training loss by step, one line per seed, one panel per cell.")
 
 
 def losses(run: SweepRun) -> list[tuple[float, float]]:
@@ -162,12 +154,10 @@ def forest(table: Table) -> str | None:
         return None
     main = conclusions.main_metric(list(next(iter(found.values())).values()))
     names = sorted(found, key=lambda name: found[name][main]["delta"])
-    columns = min(COLUMNS, len(metrics))
     texts = ["\n".join(map(mix_label, name.split(" + "))) for name in names]
     height = max(0.36, 0.2 * max(1 + text.count("\n") for text in texts))
-    axes = panels(len(metrics), columns, 1.1 + height * len(names))
+    axes = panels(list(map(label, metrics)), 1.1 + height * len(names))
     for axis, metric in zip(axes, metrics, strict=True):
-        axis.set_title(label(metric))
         axis.axvline(0, color=MUTED, **DASHED)
         for place, entry in enumerate(found[name][metric] for name in names):
             style = INTERVAL if entry["interval_over"] != "examples" else OF_ONE_SEED
@@ -182,7 +172,7 @@ def forest(table: Table) -> str | None:
         axis.set_ylim(-0.6, len(names) - 0.4)
     described = "; ".join(f"{name} {found[name][main]['delta']:+.3f}" for name in reversed(names))
     description = f"Effect of each source with its interval. {label(main)}: {described}."
-    return as_grid(axes, columns, "forest", description, {})
+    return as_grid(axes, "forest", description)
 
 
 def curve(table: Table) -> str | None:
@@ -197,10 +187,8 @@ def curve(table: Table) -> str | None:
         texts += [f"{name.rpartition('.')[2]}={value}" for name, value in row["settings"].items() if name != key]
         series.setdefault(" ".join(filter(None, texts)), []).append(row)
     metrics, values = table["metrics"], sorted({_value(row, key) for row in rows})
-    columns = min(COLUMNS, len(metrics))
-    axes = panels(len(metrics), columns, 3.4)
+    axes = panels(list(map(label, metrics)), 3.4)
     for axis, metric in zip(axes, metrics, strict=True):
-        axis.set_title(label(metric))
         for number, (colour, points) in enumerate(zip(ACCENTS, series.values(), strict=False)):
             points = sorted(points, key=lambda row: _value(row, key))
             places = [_value(row, key) * 1.08**number for row in points]  # side by side, so that intervals stay visible
@@ -214,7 +202,7 @@ def curve(table: Table) -> str | None:
         axis.set_xlabel(key)
         axis.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     legend = dict(zip(ACCENTS, series, strict=False)) if len(series) > 1 else {}
-    return as_grid(axes, columns, "curve", f"Mean scores over {key} with intervals.", legend)
+    return as_grid(axes, "curve", f"Mean scores over {key} with intervals.", legend)
 
 
 def _axis(rows: Sequence[Table]) -> str | None:

@@ -1,20 +1,20 @@
 """Groups runs into cells: runs that differ by their seeds alone. Other settings that differ name the cell."""
 
 from ast import literal_eval
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tometune.common.errors import UserError
 from tometune.reporting.sweep import CONTENT, Missing, Sweep, SweepRun
 
-# Streams of `seeds` and their names in the report.
 STREAMS = {
     "data": "data sample",
     "order": "data order",
     "adapter": "adapter initialisation",
     "generation": "generation",
 }
+"""Streams of `seeds` and their names in the report."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,7 @@ def group(sweep: Sweep) -> tuple[list[Cell], list[str]]:
         grouped.setdefault((run.model, run.rows, run.data, own), []).append(run)
     several = len({run.model for run in found}) > 1
     cells = []
-    for key, runs in sorted(
-        grouped.items(), key=lambda entry: (*entry[0][:3], [_rank(each[1]) for each in entry[0][3]])
-    ):
-        model, rows, data, every = key
+    for model, rows, data, every in sorted(grouped, key=lambda key: (*key[:3], [_rank(each[1]) for each in key[3]])):
         full = ("lora", "full") in every  # full fine-tuning reads no setting of the adapter
         differ = {
             name: value
@@ -74,7 +71,8 @@ def group(sweep: Sweep) -> tuple[list[Cell], list[str]]:
             if not (full and name.startswith("lora.")) and not (value is None and name in CONTENT)
         }
         label = " ".join([*([model] if several else []), data, *(f"{name}={value}" for name, value in differ.items())])
-        cells.append(Cell(label, model, data, rows, differ, *_replicates(runs, varied)))
+        replicates = _replicates(grouped[model, rows, data, every], varied)
+        cells.append(Cell(label, model, data, rows, differ, *replicates))
     if not any(cell.runs for cell in cells):
         raise UserError(
             f"{sweep.folder}: every run sets single streams of `seeds`, so there is no mean over seeds; "
@@ -82,8 +80,7 @@ def group(sweep: Sweep) -> tuple[list[Cell], list[str]]:
         )
     count = sum(len(cell.stream_runs) for cell in cells)
     notes = [f"Runs with separately set streams ({count}) count for the variance by cause only."] if count else []
-    empty = [cell.label for cell in cells if not cell.runs]
-    if empty:
+    if empty := [cell.label for cell in cells if not cell.runs]:
         notes.append(f"Not in the table, because no run has one seed for all streams: {', '.join(empty)}.")
     return cells, [*notes, *confounded, *(_content_note(key, found) for key in settings if key in CONTENT)]
 
@@ -94,20 +91,20 @@ def _content_note(key: str, runs: Sequence[SweepRun]) -> str:
     for run in runs:
         if (value := run.settings.get(key)) is not None:
             dates.setdefault(value, []).append(str(run.record.get("finished"))[:10])
-    listed = "; ".join(
-        f"{value}: {len(own)} run{'' if len(own) == 1 else 's'}, the last one of {max(own)}"
-        for value, own in dates.items()
-    )
+    texts = [
+        f"{value}: {len(own)} run{'s' * (len(own) > 1)}, the last one of {max(own)}" for value, own in dates.items()
+    ]
     return (
-        f"The {CONTENT[key]} is not the same in all runs ({listed}). Such runs are different cells, not seeds of one. "
-        "Repeat the command of the sweep to complete its cells, and move runs that are outdated out of its folder."
+        f"The {CONTENT[key]} is not the same in all runs ({'; '.join(texts)}). Such runs are different cells, not "
+        "seeds of one. Repeat the command of the sweep to complete its cells, and move runs that are outdated out of "
+        "its folder."
     )
 
 
 def _replicates(runs: Sequence[SweepRun], varied: Sequence[str]) -> tuple[dict[int, SweepRun], list[SweepRun]]:
     """Separate the runs with one seed for all varied streams from the others."""
     replicates: dict[int, SweepRun] = {}
-    others = []
+    others: list[SweepRun] = []
     by_streams: dict[tuple[int, ...], SweepRun] = {}
     by_sample: dict[int, SweepRun] = {}  # the first run with each `seeds.data`
     for run in runs:
@@ -136,16 +133,17 @@ def _differing(runs: Sequence[SweepRun]) -> tuple[list[str], list[str]]:
     always changes together with another.
     """
 
-    def constant(key: str, by: Callable[[SweepRun], Any]) -> bool:
+    def constant(key: str, *by: str) -> bool:
         seen: dict[Any, Any] = {}
-        return all(seen.setdefault(by(run), run.settings.get(key)) == run.settings.get(key) for run in runs)
+        of_runs = ((tuple(getattr(run, name) for name in by), run.settings.get(key)) for run in runs)
+        return all(seen.setdefault(group, value) == value for group, value in of_runs)
 
     settings: list[str] = []
     notes: list[str] = []
     for key in sorted({key for run in runs for key in run.settings}):
-        if constant(key, lambda run: run.model) or (key.startswith("data.") and constant(key, lambda run: run.data)):
+        if constant(key, "model") or (key.startswith("data.") and constant(key, "data")):
             continue
-        if constant(key, lambda run: (run.model, run.data)):
+        if constant(key, "model", "data"):
             values = {run.data: run.settings.get(key) for run in sorted(runs, key=lambda run: run.rows)}
             listed = ", ".join(f"{data}: {value}" for data, value in values.items())
             notes.append(f"{key} changes together with the data ({listed}), so the comparisons cover both.")
@@ -173,17 +171,15 @@ def pairs(cells: Sequence[Cell], all_pairs: bool = False) -> list[tuple[Cell, Ce
     `all_pairs` gives all of them, whatever differs. Otherwise each arm of a sweep over sources is compared with the mix
     of all sources only, because two arms differ in two things.
     """
-    found = []
-    for number, later in enumerate(cells):
-        for earlier in cells[:number]:
-            both = [key for key in later.settings if key in earlier.settings or key not in CONTENT]
-            differ = sum(later.settings[key] != earlier.settings.get(key) for key in both)
-            arms = [cell.arm for cell in (later, earlier)]
-            if all(arms) and arms[0] != arms[1] and not all_pairs:
-                continue
-            if all_pairs or (later.model == earlier.model and differ + (later.data != earlier.data) == 1):
-                found.append((later, earlier))
-    return found
+    found = [(later, earlier) for number, later in enumerate(cells) for earlier in cells[:number]]
+    return found if all_pairs else [pair for pair in found if _one_difference(*pair)]
+
+
+def _one_difference(later: Cell, earlier: Cell) -> bool:
+    both = [key for key in later.settings if key in earlier.settings or key not in CONTENT]
+    differ = sum(later.settings[key] != earlier.settings.get(key) for key in both) + (later.data != earlier.data)
+    two_arms = later.arm and earlier.arm and later.arm != earlier.arm
+    return later.model == earlier.model and differ == 1 and not two_arms
 
 
 def one_factor(cell: Cell, stream: str) -> list[list[SweepRun]]:

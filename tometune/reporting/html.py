@@ -1,4 +1,4 @@
-"""HTML that the report and the data card share: templates, the style of figures, and figures as SVG."""
+"""HTML that the report and the data card share: templates, figures as SVG, and the links from a card to reports."""
 
 import io
 import logging
@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from glob import escape as escape_glob
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from tometune.common.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +33,11 @@ VARIABLES = {
 }
 WIDTH = 9.6  # inches of a figure as wide as the page
 NARROW = 4.4  # inches of the widest panel
+COLUMNS = 3  # panels per line
 
 FOLDER = Path(__file__).parent  # of the templates and styles
+CARDS = "mixes"
+"""Folder of the data cards below `paths.outputs`: many browsers may not read a hidden cache folder."""
 
 
 def environment() -> Environment:
@@ -63,20 +69,25 @@ def draw(figure: Callable[..., str | None], *arguments: Any) -> Markup | None:
     return None if svg is None else Markup(svg)  # noqa: S704 - our own SVG, with escaped texts
 
 
-def panels(count: int, columns: int, height: float) -> list[Axes]:
+def panels(titles: Sequence[str], height: float, columns: int = COLUMNS) -> list[Axes]:
     """Return the axes of figures of their own, each as wide as one of `columns` on the page; height in inches."""
-    size = min(NARROW, WIDTH / columns), height
-    return [Figure(figsize=size, layout="constrained").subplots() for _ in range(count)]
+    size = min(NARROW, WIDTH / min(columns, len(titles))), height
+    axes = [Figure(figsize=size, layout="constrained").subplots() for _ in titles]
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title)
+    return axes
 
 
-def as_grid(axes: Sequence[Axes], columns: int, name: str, description: str, legend: Mapping[str, str]) -> str:
+def as_grid(
+    axes: Sequence[Axes], name: str, description: str, legend: Mapping[str, str] | None = None, columns: int = COLUMNS
+) -> str:
     """Return panels as HTML, next to each other or, in a narrow window, below each other.
 
     `name` must be unique on the page, `description` is read by screen readers. `legend` has texts by colour.
     """
     svgs = "".join(as_svg(axis, f"{name}{number}") for number, axis in enumerate(axes))
-    label = f'role="img" aria-label="{escape(description)}" style="--columns: {columns}"'
-    return f'<div class="panels" {label}>{svgs}</div>{as_legend(legend)}'
+    label = f'role="img" aria-label="{escape(description)}" style="--columns: {min(columns, len(axes))}"'
+    return f'<div class="panels" {label}>{svgs}</div>{as_legend(legend or {})}'
 
 
 def as_legend(texts: Mapping[str, str]) -> str:
@@ -88,7 +99,7 @@ def as_legend(texts: Mapping[str, str]) -> str:
 def as_svg(axis: Axes, name: str) -> str:
     """Return the figure of these axes as an `<svg>` element with text as text and colours as CSS variables.
 
-    `name` must be unique on the page, because it is the prefix of the ids in the SVG.
+    `name` is the prefix of the ids in the SVG.
     """
 
     def font(found: re.Match[str]) -> str:  # matplotlib before 3.11 writes the font as one property
@@ -107,3 +118,29 @@ def as_svg(axis: Axes, name: str) -> str:
     svg = re.sub(r"#0[1-6]0[1-6]0[1-8]", lambda found: f"var({VARIABLES[found[0]]})", svg)
     svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)
     return svg.replace("<svg", f'<svg style="--inches: {figure.get_figwidth():g}"', 1).strip()
+
+
+def find_cards(outputs: Path, records: Iterable[Mapping[str, Any]]) -> dict[str, Path]:
+    """Return the data cards of the mixes of these runs by name, as far as `prepare` has written them."""
+    digests = dict.fromkeys(str(record["data"].get("digest"))[:8] for record in records)
+    pages = [page for digest in digests for page in (outputs / CARDS).glob(f"*-{escape_glob(digest)}/mix.html")]
+    return {page.parent.name.rpartition("-")[0]: page for page in sorted(pages)}
+
+
+def link_runs(page: Path, runs: Iterable[tuple[Path, Mapping[str, Any]]]) -> None:
+    """Link a data card to the runs (folder, run.json) on its mix and to the reports of their sweeps."""
+
+    def link(path: Path, text: str) -> str:
+        return f'<a href="{address(path, page.parent)}">{escape(text)}</a>'
+
+    links: dict[Path, str] = {}
+    for folder, record in runs:
+        if page.parent.name.endswith(f"-{str((record.get('data') or {}).get('digest'))[:8]}"):
+            report = folder.parent / "report.html"
+            sweep = link(report, f"report {folder.parent.name}") if report.exists() else "runs"
+            links[report] = f"{links[report]}, " if report in links else f"{sweep}: "
+            links[report] += link(folder, folder.name)
+    if links:
+        marks = re.compile(r"(?<=<!-- runs -->).*?(?=<!-- end of runs -->)", re.DOTALL)
+        text = page.read_text(encoding="utf-8")
+        write_text(page, marks.sub(lambda _: f"used by {'; '.join(links.values())}", text, count=1))

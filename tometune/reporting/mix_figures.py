@@ -1,7 +1,5 @@
 """Figures of mixes: rows by source in several mixes, and the sources and lengths of a single one."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
@@ -68,10 +66,8 @@ def stacked_bars(title: str, bars: Mapping[str, Mapping[str, int]]) -> str:
 def groups(values: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the rows of the largest sources by name, and those of the others as one; `values` are of `profile`."""
     found = [(str(name), rows) for name, rows in values.groupby("source", observed=True)]
-    largest, rest = found[:MOST_SOURCES], found[MOST_SOURCES:]
-    if len(rest) < 2:
-        return dict(found)
-    return dict([*largest, (f"{len(rest)} others", pd.concat([rows for _, rows in rest]))])
+    rest = [rows for _, rows in found[MOST_SOURCES:]]
+    return dict(found if len(rest) < 2 else [*found[:MOST_SOURCES], (f"{len(rest)} others", pd.concat(rest))])
 
 
 def shortened(name: str) -> str:
@@ -101,9 +97,8 @@ def lengths(values: pd.DataFrame, max_length: int) -> str:
     """
     shown = groups(values.assign(turns=values["turns"].clip(upper=MOST_TURNS)))
     columns = ["characters", *(["tokens"] if (values["tokens"] > 0).any() else []), "turns"]
-    axes = panels(len(columns), len(columns), 0.95 + 0.43 * len(shown))
+    axes = panels(columns, 0.95 + 0.43 * len(shown))
     for axis, name in zip(axes, columns, strict=True):
-        axis.set_title(name)
         sizes = [rows[name].to_numpy() for rows in shown.values()]
         _histograms(axis, [size[size > 0] for size in sizes], logarithmic=name != "turns")
         if name == "tokens" and (values[name] >= max_length).any():
@@ -111,7 +106,7 @@ def lengths(values: pd.DataFrame, max_length: int) -> str:
         axis.set_yticks(range(len(shown)), list(map(label, shown)))
         axis.set_ylim(len(shown) - 0.7, -1.02)
     description = f"Histograms of {', '.join(columns)} by source: {', '.join(shown)}."
-    return as_grid(axes, len(columns), "lengths", description, {})
+    return as_grid(axes, "lengths", description)
 
 
 def _histograms(axis: Axes, rows: Sequence[np.ndarray], logarithmic: bool) -> None:

@@ -88,8 +88,8 @@ def decide(requirements: Sequence[str], table: Mapping[str, Any]) -> tuple[Verdi
         UserError: a requirement names cells that the table does not compare, or an unknown metric.
     """
     found = [_decide(text, table) for text in requirements]
-    verdicts = [verdict for verdict, _ in found]
-    whole = next((each for each in (Verdict.refuted, Verdict.undecided) if each in verdicts), Verdict.shown)
+    verdicts = {verdict for verdict, _ in found}
+    whole = min(verdicts - {Verdict.shown}, default=Verdict.shown)  # refuted before undecided
     return whole, f"{whole.name}: {'; '.join(line for verdict, line in found if verdict is whole)}"
 
 
@@ -129,7 +129,6 @@ def _mix(cell: str) -> str:
 
 
 def _reason(chosen: Asked | None, cells: Sequence[str], metrics: Sequence[str]) -> str:
-    """Say why an entry chooses no comparison."""
     a, b, metric = chosen[:3] if chosen else (None, None, None)
     for name, known, kind in ((a, cells, "cell"), (b, cells, "cell"), (metric, metrics, "metric")):
         if name is not None and _mix(name) not in map(_mix, known):

@@ -16,8 +16,16 @@ from tometune.common.files import write_json, write_text
 from tometune.evaluation.metrics import averaged, label
 from tometune.reporting import figures, mix_figures
 from tometune.reporting.analysis import Report
-from tometune.reporting.cautions import cautions
-from tometune.reporting.conclusions import LIMIT, NOTHING_TO_COMPARE, answers, data_label, models, p_value, signed
+from tometune.reporting.conclusions import (
+    LIMIT,
+    NOTHING_TO_COMPARE,
+    answers,
+    cautions,
+    data_label,
+    models,
+    p_value,
+    signed,
+)
 from tometune.reporting.controls import control_sentences, large
 from tometune.reporting.html import address, draw, environment, markdown_line
 from tometune.reporting.score_files import ROUGE
@@ -77,8 +85,8 @@ def sd_label(metric: str) -> str:
 
 def row_texts(row: Values, table: Values) -> list[str]:
     """Return the texts of a row in the order of `columns`; unknown values are a dash."""
-    means = [f"{row[metric]['mean']:.3f}" for metric in table["metrics"]]
-    deviations = [deviation_label(row[metric]["std"]) for metric in table["metrics"]]
+    scores = [row[metric] for metric in table["metrics"]]
+    means, deviations = [f"{each['mean']:.3f}" for each in scores], [deviation_label(each["std"]) for each in scores]
     return [row["model"], data_label(row), seeds_label(row), *means, *deviations]
 
 
@@ -138,9 +146,8 @@ def print_report(table: Values, console: Console | None = None) -> None:
     for grid in _grids(table, console.width):
         console.print(grid)
     console.print(f"[dim italic]{table['family']}[/]\n", highlight=False)
-    lines = [
-        f"[bold]{escape(f'{asked} {verdict}')}[/] {escape(' '.join(why))}\n" for asked, verdict, why in answers(table)
-    ]
+    found = answers(table)
+    lines = [f"[bold]{escape(f'{asked} {verdict}')}[/] {escape(' '.join(why))}\n" for asked, verdict, why in found]
     if controls := control_sentences(table):
         lines.append(escape(" ".join(controls)) + "\n")
     lines += [f"[yellow]![/] {escape(text)}" for text in cautions(table)]

@@ -1,7 +1,4 @@
-"""Reads the score files of a sweep's runs and pairs them by example.
-
-Intervals and tests are computed in evaluation/statistics.py.
-"""
+"""Reads the score files of a sweep's runs and pairs them by example."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -86,8 +83,7 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
     """
     scored = list(runs[0].record["eval"]["tuned"]["tasks"])
     for run in runs:
-        differ = set(scored) ^ set(run.record["eval"]["tuned"]["tasks"])
-        if differ:
+        if differ := set(scored) ^ set(run.record["eval"]["tuned"]["tasks"]):
             raise UserError(
                 f"{run.folder}: scored on other tasks than {runs[0].id} (not in both: {', '.join(sorted(differ))}), "
                 "so means over tasks cannot be compared; score one of them again, or move it away"
@@ -188,12 +184,8 @@ def _check_content(runs: Sequence[SweepRun], tasks: Sequence[str]) -> None:
 
 def _read_stages(runs: Sequence[SweepRun], task: str) -> Files:
     """Read a task's examples by (stage, run id), in the order of the first run; all must have the same ones."""
-    paths = {
-        (stage, run.id): run.folder / "eval" / stage / f"{task}.jsonl"
-        for stage in ("tuned", "base")
-        for run in runs
-        if stage in run.record["eval"]
-    }
+    scored = [(stage, run) for stage in ("tuned", "base") for run in runs if stage in run.record["eval"]]
+    paths = {(stage, run.id): run.folder / "eval" / stage / f"{task}.jsonl" for stage, run in scored}
     found = {name: read_task(path) for name, path in paths.items()}
     first, expected = paths["tuned", runs[0].id], found["tuned", runs[0].id]
     for name, examples in found.items():
@@ -203,8 +195,7 @@ def _read_stages(runs: Sequence[SweepRun], task: str) -> Files:
             only = "; ".join(f"only in {path}: {some(sorted(own), LISTED)}" for path, own in differ if len(own))
             raise UserError(f"{task}: runs with different examples cannot be paired; {only}; score one of them again")
         found[name] = examples = examples.loc[expected.index]
-        changed = list(examples.index[examples[REFERENCES] != expected[REFERENCES]])
-        if changed:
+        if changed := list(examples.index[examples[REFERENCES] != expected[REFERENCES]]):
             raise UserError(
                 f"{paths[name]}: other references than in {first} for {some(changed, LISTED)}; the task's examples "
                 "changed between the runs, so they cannot be paired: score one of them again"
@@ -224,9 +215,9 @@ def read_task(path: Path) -> pd.DataFrame:
     metrics = list(dict.fromkeys([*always, *next(iter(rows.values()))["scores"]]))
     found = pd.DataFrame([row["scores"] for row in rows.values()], index=list(rows)).reindex(columns=metrics)
     for number, place in np.argwhere(~np.isfinite(found.to_numpy(float)))[:1]:
-        name, scores = metrics[place], list(rows.values())[number]["scores"]
         problem = "not a line of scores (a score is not a number)"
-        problem = problem if name in scores else f"has no {name!r}, which the report needs"
+        if metrics[place] not in list(rows.values())[number]["scores"]:
+            problem = f"has no {metrics[place]!r}, which the report needs"
         raise UserError(f"{path}:{number + 1}: {problem}; {fix}")
     found[REFERENCES] = [hash(json.dumps(row.get("references", []))) for row in rows.values()]
     for column, name in ((CLUSTER, "cluster"), (SOURCE, "source")):

@@ -103,16 +103,13 @@ def read_sweep(folder: Path, run_folders: Sequence[Path] = ()) -> Sweep:
             missing.append(_missing(places.get(name, folder / name), name, str(reason), cell))
     missing.sort(key=lambda cell: cell.run_id)
     if not runs:
-        raise UserError(
-            f"{folder}: none of its {len(missing)} runs is completed ({missing[0].run_id}: {missing[0].reason}); "
-            "run the sweep again"
-        )
+        first = f"{missing[0].run_id}: {missing[0].reason}"
+        raise UserError(f"{folder}: none of its {len(missing)} runs is completed ({first}); run the sweep again")
     extra = sorted(run.id for run in runs if expected and run.id not in expected)
     notes = [f"Not listed in {NAME} but included: {', '.join(extra)}."] if extra else []
     if not expected and not run_folders:
-        log.warning(
-            "%s: no %s, so runs that never started are not known; run the sweep again to list them", folder, NAME
-        )
+        unknown = "so runs that never started are not known; run the sweep again to list them"
+        log.warning("%s: no %s, %s", folder, NAME, unknown)
     return Sweep(folder, runs, missing, notes)
 
 
@@ -151,7 +148,7 @@ def finished_tables(multirun: Path) -> dict[str, dict[str, Any]]:
 
 def _read_run(folder: Path) -> SweepRun:
     """Return a run; raises `AbsentError` unless it is completed and its scores and config are whole."""
-    record = _read_record(folder / "run.json")
+    record, names = _read_record(folder / "run.json")
     for name, problem in score_problems(folder, record):
         if name.endswith(".jsonl"):
             raise AbsentError(f"{name} {problem}; {REPEAT}")
@@ -159,13 +156,12 @@ def _read_run(folder: Path) -> SweepRun:
         config = config_of(folder, record)
     except DamageError as error:
         raise AbsentError(f"{error.path.name} {error.problem}; {REPEAT}") from None
-    names = record["model"]["name"], record["data"]["name"], record["data"]["rows"]
     streams = asdict(config.seeds)
     return SweepRun(folder.name, folder, *names, record, _settings(config, record), streams, config.sweep.design)
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    """Return the content of a run.json; raises `AbsentError` unless the run is completed and scored."""
+def _read_record(path: Path) -> tuple[dict[str, Any], tuple[str, str, int]]:
+    """Return a run.json, and its model, data and rows; raises `AbsentError` unless the run is completed and scored."""
     if not path.exists():
         raise AbsentError("interrupted before run.json was written")
     try:
@@ -173,7 +169,8 @@ def _read_record(path: Path) -> dict[str, Any]:
         if record["status"] != "completed":
             failed = f"failed: {record.get('error', 'no reason recorded')}"
             raise AbsentError(failed if record["status"] == "failed" else "running or interrupted")
-        _ = record["model"]["name"], record["data"]["name"], record["data"]["rows"], int(record["seed"])
+        names = record["model"]["name"], record["data"]["name"], record["data"]["rows"]
+        int(record["seed"])
         if "tuned" not in record["eval"]:
             raise AbsentError("completed without scores")
     except (DamageError, KeyError, TypeError, ValueError) as error:
@@ -182,7 +179,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise AbsentError(f"run.json {reason}; {REPEAT}") from error
     except UserError as error:  # of another schema, so its numbers may mean something else
         raise AbsentError(str(error)) from error
-    return record
+    return record, names
 
 
 def _settings(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,9 +192,9 @@ def _settings(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
         del groups[name]
     groups["lora"].pop("enabled", None)
     del groups["model"]["precision"]  # `auto` means another precision on another machine
-    keys = ("id", "revision", "backend", "quantization", "dtype")
     found = {**_flat(groups), "lora": "adapter" if config.lora.enabled else "full"}
-    found |= {f"model.{key}": record["model"].get(key) for key in keys}
+    for key in ("id", "revision", "backend", "quantization", "dtype"):
+        found[f"model.{key}"] = record["model"].get(key)
     inputs = record.get("inputs") or {}
     for key in ("data.base", "data.pool"):
         if key in inputs:
@@ -214,11 +211,9 @@ def _missing(folder: Path, name: str, reason: str, cell: Mapping[str, Any]) -> M
     """Describe a missing run by its config.yaml, else by its entry in sweep.json."""
     known: dict[str, Any] = {key: cell[key] for key in ("model", "data", "seed") if key in cell}
     known |= dict(text.lstrip("+").split("=", 1) for text in cell.get("overrides", []) if "=" in text)
-    try:
+    with suppress(Exception):  # the run may have ended before it wrote one
         written: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
         known |= {**_flat(written), "model": written["model"]["name"], "data": written["data"]["name"]}
-    except Exception:  # noqa: S110 - the run may have ended before it wrote one
-        pass
     full = known.get("lora") == "none" or str(known.get("lora.enabled")).lower() == "false"
     known["lora"] = "full" if full else "adapter"
     seed = str(known.get("seed"))

@@ -18,8 +18,7 @@ from tometune.common.files import write_json
 from tometune.config.tracking import TrackingConfig
 from tometune.evaluation.metrics import label
 from tometune.reporting.analysis import Report
-from tometune.reporting.cautions import cautions
-from tometune.reporting.conclusions import NOTHING_TO_COMPARE, Table, answers, tuned_rows
+from tometune.reporting.conclusions import NOTHING_TO_COMPARE, Table, answers, cautions, tuned_rows
 from tometune.reporting.report_files import as_markdown, columns, row_texts
 from tometune.reporting.sweep import Sweep
 from tometune.tracking.tracker import RunLabels, RunTracker, flatten, sanitise, start_tracker
@@ -62,8 +61,10 @@ def log_report(tracker: RunTracker, report: Report) -> None:
     text = "\n\n".join(" ".join([each.question, each.verdict, *each.sentences]) for each in answers(table))
     words = {"answers": text or NOTHING_TO_COMPARE, "cautions": "\n".join(cautions(table))}
     tracker.summary({**summary_numbers(table), **words})
-    parts = [("mean", metric) for metric in metrics] + [("std", metric) for metric in metrics]
-    parts += [(end, metric) for metric in metrics for end in ("ci_low", "ci_high")]
+    parts = [
+        *product(("mean", "std"), metrics),
+        *((end, metric) for metric in metrics for end in ("ci_low", "ci_high")),
+    ]
     rows = [[*row_texts(row, table)[:3], *(row[metric][part] for part, metric in parts)] for row in table["rows"]]
     ends = [f"{label(metric)} {end}" for metric in metrics for end in ("from", "to")]
     tracker.table(TABLE, [*columns(table), *ends], rows)
@@ -107,12 +108,10 @@ def _save(report: Report, tracking: Mapping[str, Any]) -> str:
     `tracking` is the entry `tracking` of the report's own run. Returns one line that says where the report is.
     """
     *entity, project, _ = tracking["path"].split("/")
-    path = report.sweep.folder / FILE
-    try:
+    path, saved = report.sweep.folder / FILE, {}
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         earlier = json.loads(path.read_text(encoding="utf-8"))
         saved = {name: earlier[name] for name in ("id", "url", "place")} if earlier["url"] else {}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        saved = {}
     content = {"url": None, "place": None, **specification(build(report.table, project, "")), **saved}
     write_json(path, content)
     if tracking["mode"] != "online":
@@ -149,9 +148,8 @@ def build(table: Table, project: str, entity: str) -> wr.Report:
         return wr.PanelGrid(runsets=sets, panels=panels)
 
     by_model: dict[str, list[str]] = {}
-    for row in table["rows"]:
-        if row["runs"]:
-            by_model.setdefault(row["model"], []).extend(run["run_id"] for run in row["runs"])
+    for row in tuned_rows(table):
+        by_model.setdefault(row["model"], []).extend(run["run_id"] for run in row["runs"])
     found = answers(table)
     names = [TABLE, *([COMPARISONS] if table["comparisons"] else [])]
     own: list[Any] = [wr.WeavePanelSummaryTable(table_name=name, layout=wr.Layout(w=WIDTH, h=8)) for name in names]
@@ -180,11 +178,10 @@ def build(table: Table, project: str, entity: str) -> wr.Report:
 def factors(table: Table) -> list[str]:
     """Return the config keys in which the cells differ, `data.name` first; only `data.name` if nothing differs."""
     rows = tuned_rows(table)
-    settings = dict.fromkeys(key for row in rows for key in row["settings"])
-    several = len({row["data"] for row in rows}) > 1
     # W&B can group by a field, but not by the whole group `lora`.
-    keys = ("lora.enabled" if key == "lora" else key for key in settings)
-    return [*(["data.name"] if several or not settings else []), *keys]
+    keys = dict.fromkeys("lora.enabled" if key == "lora" else key for row in rows for key in row["settings"])
+    several = len({row["data"] for row in rows}) > 1
+    return [*(["data.name"] if several or not keys else []), *keys]
 
 
 def _score_panels(table: Table) -> list[Any]:
