@@ -70,6 +70,8 @@ EXAMPLES = (
 )
 """Prompts that the empty page offers."""
 
+BOTH = "\n\nBoth models answer each prompt, with the same settings and seed."
+
 CLOSE_SETTINGS = "() => { if (innerWidth < 700) document.querySelector('.sidebar.open .toggle-button')?.click() }"
 """On a phone the open sidebar would cover the chats."""
 
@@ -86,6 +88,7 @@ CHATBOT: dict[str, Any] = {
 
 JOINER = "\N{WORD JOINER}"  # an invisible character that is not allowed in the name of a tag
 TAG = re.compile(r"<(?=[A-Za-z/!?])|!(?=\[)")  # the beginning of a tag, or of an image, which a browser would download
+BROKEN = rf"\g<0>{JOINER}"  # what a beginning becomes
 MERMAID = re.compile("```(?=mermaid)")  # Gradio would draw such a code block, including its tags and links
 PARSER = MarkdownIt("commonmark", {"html": True})
 
@@ -131,6 +134,7 @@ class ChatPage:
         # Without this check another website could point its own name at 127.0.0.1 and then read the page (DNS
         # rebinding). A shared page has an unknown public name.
         hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["*"] if share else [HOST, "localhost"])
+        middleware = [hosts, Middleware(BaseHTTPMiddleware, dispatch=guard)]
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # Gradio's advice if it cannot share
                 _, local, public = page.queue(default_concurrency_limit=None, api_open=False).launch(
@@ -147,11 +151,7 @@ class ChatPage:
                     max_file_size=1,
                     theme=theme,
                     css=f":root {{ --chats: {len(self.models)} }}{CSS}",
-                    app_kwargs={
-                        "middleware": [hosts, Middleware(BaseHTTPMiddleware, dispatch=guard)],
-                        "docs_url": None,
-                        "redoc_url": None,
-                    },
+                    app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None},
                 )
         except OSError as error:
             raise UserError(f"chat.port={self.defaults.port}: in use; choose another port, or null") from error
@@ -182,15 +182,12 @@ class ChatPage:
                     gr.Number(self.seed, precision=0, minimum=0, maximum=2**32 - 1, label="Seed"),
                 ]
             chats, summaries = [], []
-            both = (
-                "\n\nBoth models answer each prompt, with the same settings and seed." if len(self.titles) > 1 else ""
-            )
+            both = BOTH if len(self.titles) > 1 else ""
             with gr.Row():
                 for title in self.titles:
                     with gr.Column(min_width=300):
-                        chats.append(
-                            gr.Chatbot(label=title, placeholder=f"**{safe_markdown(title)}**{both}", **CHATBOT)
-                        )
+                        empty = f"**{safe_markdown(title)}**{both}"
+                        chats.append(gr.Chatbot(label=title, placeholder=empty, **CHATBOT))
                         summaries.append(gr.HTML(padding=False))
             with gr.Row(elem_classes="tm-offer") as offer:
                 examples = [gr.Button(text, size="sm", min_width=200) for text in EXAMPLES]
@@ -318,15 +315,11 @@ def safe_markdown(text: str) -> str:
     text = MERMAID.sub(f"```{JOINER}", show_control_characters(text))
     blocks = [token for token in PARSER.parse(text) if token.type in ("fence", "code_block") and token.map]
     code = {line for block in blocks for line in range(*block.map or ())}
-    lines = [line if number in code else _without_tags(line) for number, line in enumerate(text.split("\n"))]
+    lines = [line if number in code else TAG.sub(BROKEN, line) for number, line in enumerate(text.split("\n"))]
     tokens = PARSER.parse("\n".join(lines))
     tokens += [child for token in tokens for child in token.children or ()]
     live = any(token.type in ("html_block", "html_inline", "image") for token in tokens)
-    return _without_tags(text) if live else "\n".join(lines)
-
-
-def _without_tags(text: str) -> str:
-    return TAG.sub(lambda match: match.group() + JOINER, text)
+    return TAG.sub(BROKEN, text) if live else "\n".join(lines)
 
 
 async def guard(request: Any, answer: Callable[[Any], Awaitable[Any]]) -> Any:
