@@ -2,22 +2,19 @@
 
 import json
 import time
-from functools import cache
 
 import peft
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.data.chatml import CHATML, chatml_tokenizer
 from tests.fixtures.llama import tiny_llama
 from tometune.chatting.conversation import End, Piece
 from tometune.chatting.transformers_engine import SharedModel, TransformersEngine
-from tometune.config.root import conf_dir, register, typed
+from tometune.config.root import typed
 from tometune.models.source import fingerprint, tiny_folder
-from tometune.runs.identity import plain
 from tometune.runs.run import SCHEMA
 
 
@@ -78,21 +75,7 @@ def with_adapter(model, name, seed):
     return model
 
 
-def compose_config(*overrides):
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("train", overrides=list(overrides), return_hydra_config=True)
-
-
-def without_hydra(config):
-    with open_dict(config):
-        del config.hydra
-    return typed(config)
-
-
-@cache
-def default_config():
-    return without_hydra(compose_config("model=tiny", "tracking=none"))
+TINY = {"name": "tiny", "id": "tiny", "backend": "transformers", "quantization": "none", "weights": "random"}
 
 
 def write_run(folder, base, seed=1, local=False, whole=False, **record):
@@ -100,14 +83,11 @@ def write_run(folder, base, seed=1, local=False, whole=False, **record):
 
     `whole` writes a run of `lora=none` instead: the same model as a whole.
     """
-    values = plain(default_config())
-    values["lora"]["enabled"] = not whole
-    if local:
-        values["model"] |= {"id": str(base), "name": "mine", "weights": "pretrained"}
+    model = TINY | ({"id": str(base), "name": "mine", "weights": "pretrained"} if local else {})
+    values = OmegaConf.create({"model": model, "data": {"name": "mix_100k"}, "lora": {"enabled": not whole}})
     folder.mkdir(parents=True)
     OmegaConf.save(values, folder / "config.yaml")
-    config = typed(OmegaConf.create(values)).model
-    model = {"name": config.name, "id": config.id, "revision": fingerprint(config)}
+    model = {"name": model["name"], "id": model["id"], "revision": fingerprint(typed(values).model)}
     record = {"schema": SCHEMA, "run_id": folder.name, "status": "completed", "model": model, **record}
     (folder / "run.json").write_text(json.dumps(record))
     adapted = with_adapter(AutoModelForCausalLM.from_pretrained(base), "default", seed)

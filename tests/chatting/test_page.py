@@ -2,6 +2,9 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -9,9 +12,14 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
-from tests.browser import CHROMIUM, opened
-from tests.chatting.conftest import Words
+from tests.browser import CHROMIUM, needs_browser, opened
+from tests.chatting.conftest import Words, write_run
+from tometune.chatting.conversation import show_control_characters
+from tometune.common.errors import UserError
 from tometune.config.root import ChatConfig
 
 pytest.importorskip("gradio")
@@ -19,13 +27,13 @@ pytest.importorskip("gradio")
 LONG = " ".join(f"word{number}" for number in range(2000))
 
 
-def serve(share=False):
+def serve(share=False, port=None):
     """Serve a page over two engines, which each test sets."""
     from tometune.chatting.page import ChatPage
 
     loaded = Future()
     loaded.set_result([Words(), Words()])
-    chat = ChatPage(["base", "tuned"], ["Base: tiny", "Tuned: tiny"], loaded, ChatConfig(), 0)
+    chat = ChatPage(["base", "tuned"], ["Base: tiny", "Tuned: tiny"], loaded, ChatConfig(port=port), 0)
     page, address = chat.serve(share)
     return SimpleNamespace(engines=loaded.result(), chat=chat, page=page, address=address)
 
@@ -71,6 +79,35 @@ def finished(page):
     page.wait_for_selector("#box .submit-button")
 
 
+@needs_browser
+@pytest.mark.whole
+def test_a_run_next_to_its_base(tmp_path, base, store, clean_env):
+    run = write_run(tmp_path / "outputs" / "tiny-pydocs_1k-s0-abcdef00", base).name
+    overrides = (f"run={run}", "against=base", "chat.max_new_tokens=40", f"paths.cache={store}")
+    started = subprocess.Popen(
+        [sys.executable, "-m", "tometune.chat", *overrides],
+        **{"cwd": tmp_path, "env": clean_env, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
+    )
+    try:
+        with opened(re.search(r"http://127\.0\.0\.1:\d+/", started.stdout.readline())[0]) as seen:
+            seen.page.wait_for_selector("#box textarea:enabled")
+            seen.page.get_by_text("Tuned: tiny on mix_100k, seed 0").first.wait_for()
+            assert seen.page.get_by_text(run).count() == 0
+            ask(seen.page, "What does this function do?")
+            until(lambda: len(answers(seen.page)) == 2 and "…" not in answers(seen.page), seconds=200)
+            finished(seen.page)
+            before, after = answers(seen.page)
+            assert before != after
+            assert not any(token in before + after for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
+        started.send_signal(signal.SIGINT)
+        _, stderr = started.communicate(timeout=20)
+        assert started.returncode == 0, stderr
+        assert stderr.splitlines() == ["loading tiny (base)", f"loading {run}", "ended"]
+    finally:
+        started.kill()
+        started.communicate()
+
+
 def test_a_prompt_waits_for_the_models_and_their_answers_stream_and_can_be_stopped(served, tab):
     slow = Words("before: ", pause=0.02)
     loaded, served.chat.engines = served.chat.engines, Future()
@@ -93,10 +130,8 @@ def test_a_prompt_waits_for_the_models_and_their_answers_stream_and_can_be_stopp
 
 
 def test_the_empty_page_names_the_sides_and_offers_prompts(served, tab):
-    assert [tab.inner_text(f".tm-chat >> nth={side}").split("\n")[0] for side in (0, 1)] == [
-        "Base: tiny",
-        "Tuned: tiny",
-    ]
+    titles = [tab.inner_text(f".tm-chat >> nth={side}").split("\n")[0] for side in (0, 1)]
+    assert titles == ["Base: tiny", "Tuned: tiny"]
     assert tab.get_by_text("Both models answer each prompt").count() == 2
     offers = tab.locator(".tm-offer button")
     prompt = offers.nth(1).inner_text()
@@ -107,6 +142,7 @@ def test_the_empty_page_names_the_sides_and_offers_prompts(served, tab):
     assert not offers.first.is_visible()
     tab.get_by_text("New conversation", exact=True).click()
     offers.first.wait_for()
+    assert answers(tab) == []
     tab.set_viewport_size({"width": 400, "height": 800})
     tab.reload()
     tab.wait_for_selector("#box textarea:enabled")
@@ -117,6 +153,7 @@ def test_the_empty_page_names_the_sides_and_offers_prompts(served, tab):
 def test_retry_edit_undo_and_clear(served, tab):
     engine = Words("echo ")
     served.engines[:] = engine, engine
+    other = ["echo other <i>words</i>"] * 2
 
     def press(label):
         tab.locator(f".tm-chat button[aria-label='{label}']").first.click()
@@ -129,13 +166,13 @@ def test_retry_edit_undo_and_clear(served, tab):
     press("Edit")
     tab.locator(".tm-chat textarea").first.fill("other <i>words</i>")
     press("Submit")
-    until(lambda: answers(tab) == ["echo other <i>words</i>"] * 2)
+    until(lambda: answers(tab) == other)
     finished(tab)
     press("Undo")
     until(lambda: tab.input_value("#box textarea") == "other <i>words</i>")
     assert answers(tab) == []
     tab.press("#box textarea", "Enter")
-    until(lambda: answers(tab) == ["echo other <i>words</i>"] * 2)
+    until(lambda: answers(tab) == other)
     finished(tab)
     press("Clear")
     until(lambda: answers(tab) == [])
@@ -177,17 +214,39 @@ def test_nothing_in_a_text_runs_or_loads_anything(served, tab):
     assert [text for text in shown if "graph TD" in text and "-->" in text] == shown[3:5]
     assert tab.evaluate("window.ran") is None
     assert tab.is_visible("#box textarea")
+    other = tab.context.new_page()  # even if a remote image got into the page, the browser would not ask for it
+    other.goto(served.address)
+    with other.expect_console_message(lambda message: "Content Security Policy" in message.text):
+        other.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://example.org/remote.png'}))")
 
 
-def test_the_policy_blocks_remote_images(served, tab):
-    """Even if a remote image got into the page, the browser would not ask for it."""
-    page = tab.context.new_page()
-    page.goto(served.address)
-    with page.expect_console_message(lambda message: "Content Security Policy" in message.text):
-        page.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://example.org/remote.png'}))")
+TAGS = ["<script>", "</script>", "<img src=x onerror=1>", "![a](http://x)"]
+CODE = ["`", "``", "```", "~~~", "```mermaid\n", "$$", "\n", "\n\n", " ", "a"]
 
 
-def test_a_conversation_is_exported_and_a_new_one_begun(served, tab):
+@given(st.lists(st.sampled_from([*TAGS, *CODE]), max_size=12).map("".join))
+@example("<script>\n```\n</script>\n```\n<img src=x onerror=1>\n```")  # without the tags, other lines are code
+def test_no_html_and_no_image_is_left_and_an_edit_starts_from_the_original(text):
+    from tometune.chatting.page import JOINER, safe_markdown
+
+    safe, found = safe_markdown(text), set()
+    for token in MarkdownIt("commonmark", {"html": True}).parse(safe):
+        found |= {token.type} | {child.type for child in token.children or []}
+    assert not found & {"html_block", "html_inline", "image"}
+    assert "```mermaid" not in safe
+    assert safe.replace(JOINER, "") == text
+
+
+def test_code_is_left_alone_and_control_characters_become_symbols():
+    from tometune.chatting.page import JOINER, safe_markdown
+
+    text = "look:\n\n```html\n<b>bold</b>\n```\n\n    <i>\n\nbut <u>"
+    assert safe_markdown(text) == text.replace("<u>", f"<{JOINER}u>")
+    text = "a\tb\nc\r\nd \x1b[2J\x07\x00 \x7f\x9b31m abc\u202edef"
+    assert show_control_characters(text) == "a\tb\nc\nd ␛[2J␇␀ ␡\ufffd31m abc\ufffddef"
+
+
+def test_a_conversation_is_exported_and_truncated_to_the_context(served, tab):
     tab.get_by_label("System prompt").fill("be kind")
     ask(tab, "the first prompt")
     finished(tab)
@@ -201,9 +260,6 @@ def test_a_conversation_is_exported_and_a_new_one_begun(served, tab):
     ask(tab, "x " * 500_000)
     tab.get_by_text("dropped the oldest turn and the middle of the prompt").first.wait_for()
     assert "more characters are not shown" in tab.inner_text(".tm-chat")
-    finished(tab)
-    tab.get_by_text("New conversation", exact=True).click()
-    until(lambda: answers(tab) == [])
     assert tab.evaluate("localStorage.length") == 0, "nothing stays in the browser"
 
 
@@ -236,6 +292,9 @@ def test_it_listens_on_this_machine_only_and_takes_and_serves_no_files(served):
         assert sent.status_code == 405, route
     assert httpx.put(served.address).status_code == 405
     assert set(Path(get_upload_folder()).rglob("*")) == before
+    port = served.page.server.config.port
+    with pytest.raises(UserError, match=rf"^chat\.port={port}: in use; choose another port, or null$"):
+        serve(port=port)
 
 
 @pytest.mark.parametrize("chosen", ["secret words", None])

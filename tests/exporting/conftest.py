@@ -14,6 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.fixtures.llama import tiny_llama
+from tests.hub import Hub
 from tests.whole import Workplace
 from tometune.config.app import verb  # noqa: F401 -- registers the resolvers that conf/ needs
 from tometune.config.export import ExportConfig
@@ -28,6 +29,7 @@ STEPS = ("trainer.max_steps=3", "trainer.learning_rate=0.02", "trainer.warmup_st
 SMOKE = ("+experiment=smoke", *STEPS, "model.precision=fp32")
 TASKS = ("summarisation", "question_answering", "data_to_text", "instruction_following")
 SHORT = tuple(f"eval.tasks.{task}.max_new_tokens=8" for task in TASKS)
+TOKEN = "hf_may_write"
 LIMITS = ExportConfig(**OmegaConf.to_container(OmegaConf.load(conf_dir() / "export" / "default.yaml")))
 
 
@@ -93,6 +95,22 @@ def builder(trained: Workplace, exported: Path, tmp_path: Path) -> Builder:
 @pytest.fixture(scope="session")
 def reference(trained: Workplace, exported: Path) -> Reference:
     return builder_of(trained.run_folder(), trained, exported).references.of("merged_16bit")
+
+
+@pytest.fixture
+def ours(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The hub on localhost, from which the client of this process reads, and to which it may write."""
+    hub.tokens.add(TOKEN)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("TOMETUNE_CACHE", str(tmp_path / "cache"))
+    for name, value in (
+        ("ENDPOINT", hub.url),
+        ("HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"),
+        ("HF_HUB_CACHE", str(tmp_path / "hf")),
+        ("HF_HUB_DISABLE_XET", True),
+    ):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    return hub
 
 
 def gate_of(folder: Path) -> dict:

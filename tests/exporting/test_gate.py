@@ -29,43 +29,29 @@ def merged(exported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported / "merged_16bit", tmp_path / "merged"))
 
 
-@pytest.mark.parametrize(
-    ("was", "now"), [("<|im_start|>assistant\n", "<|im_start|>assistant "), ("named SmolLM", "named Llama")]
-)
-def test_a_changed_template_is_found_and_located(reference, merged, was, now):
+def test_a_changed_template_is_found_and_located(reference, merged):
     path = merged / "chat_template.jinja"
-    assert was in path.read_text()
-    path.write_text(path.read_text().replace(was, now))
+    assert "<|im_start|>assistant\n" in path.read_text()
+    path.write_text(path.read_text().replace("<|im_start|>assistant\n", "<|im_start|>assistant "))
     checks, problems = check(reference, merged)
     assert problems[0].startswith("template: ")
     assert "differ from token" in problems[0]
     assert "logits" not in checks
 
 
-@pytest.mark.parametrize("fault", ["damaged weight", "lost adapter", "not a number"])
-def test_wrong_weights_are_found(trained, reference, merged, fault):
+@pytest.mark.parametrize(("name", "factor"), [("model.layers.1.mlp.down_proj", 0.5), ("model.norm", float("nan"))])
+def test_wrong_weights_are_found(reference, merged, name, factor):
     path = merged / "model.safetensors"
     weights = load_file(path)
-    if fault == "damaged weight":
-        weights["model.layers.1.mlp.down_proj.weight"] *= 0.5
-    elif fault == "lost adapter":
-        weights = load_file(trained.folder / "base" / "model.safetensors")
-    else:
-        weights["model.norm.weight"][0] = float("nan")
+    weights[f"{name}.weight"] *= factor
     save_file(weights, path, metadata={"format": "pt"})
     checks, problems = check(reference, merged)
     assert problems[0].startswith("logits: differ from the adapter by ")
-    assert ("nan" in problems[0]) == (fault == "not a number")
+    assert ("nan" in problems[0]) == (name == "model.norm")
     assert not checks["logits"]["mean_divergence"] < 3 * checks["logits"]["limit"]
 
 
-def test_other_answers_change_rouge(reference, merged, monkeypatch):
-    checks, problems = check(reference, merged)
-    assert (set(checks), problems) == ({"template", "logits", "rouge"}, [])
-    texts = [one.references[0] for one in reference.examples]
-    monkeypatch.setattr(TorchEngine, "answer", lambda *_: texts)
-    _, problems = check(reference, merged)
-    assert problems[0].startswith("rouge: ROUGE-L is 1.000 on 8 examples and ")
+EVEN = np.log(np.full((1, 4), 0.25, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -73,23 +59,24 @@ def test_other_answers_change_rouge(reference, merged, monkeypatch):
 )
 def test_the_limit_of_rouge_takes_the_number_of_examples_into_account(examples, changed, passes):
     """One other answer of six changes the mean by more than 0.05, which shows nothing."""
-    even, texts = np.log(np.full((1, 4), 0.25, np.float32)), [f"the answer {number}" for number in range(examples)]
+    texts = [f"the answer {number}" for number in range(examples)]
     given = [Example([1], 1, [text], text) for text in texts]
     engine = SimpleNamespace(
         render=lambda _: [[1, 2]],
-        log_probabilities=lambda *_: [even],
+        log_probabilities=lambda *_: [EVEN],
         answer=lambda *_: ["another"] * changed + texts[changed:],
     )
-    tuned = Reference([[]], [[1, 2]], [[3]], [even], given, "as trained", "float32")
+    tuned = Reference([[]], [[1, 2]], [[3]], [EVEN], given, "as trained", "float32")
     checks, problems = compare(engine, "merged_16bit", tuned, None, LIMITS)
     assert checks["rouge"]["same_answers"] == examples - changed
-    assert (problems == []) == passes, problems
+    after = 1 - changed / examples
+    says = f"rouge: ROUGE-L is {after:.3f} on {examples} examples and 1.000 for the adapter, a change of -"
+    assert [problem[: len(says)] for problem in problems] == ([] if passes else [says])
 
 
 def test_a_wrong_16_bit_base_and_a_doubled_begin_of_text():
-    even = np.log(np.full((1, 4), 0.25, np.float32))
-    engine = SimpleNamespace(render=lambda _: [[1, 1, 2]], log_probabilities=lambda *_: [even])
-    tuned = Reference([[]], [[1, 1, 2]], [[3]], [even], [], "16-bit base", "float32", from_4_bits=0.5)
+    engine = SimpleNamespace(render=lambda _: [[1, 1, 2]], log_probabilities=lambda *_: [EVEN])
+    tuned = Reference([[]], [[1, 1, 2]], [[3]], [EVEN], [], "16-bit base", "float32", from_4_bits=0.5)
     checks, problems = compare(engine, "merged_16bit", tuned, None, LIMITS)
     assert checks["logits"]["from_4_bits"] == 0.5
     assert problems[0].endswith("more than 0.3 (export.max_divergence.from_4_bits); is export.base the right model?")

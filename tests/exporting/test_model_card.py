@@ -76,24 +76,12 @@ STATED = [
     ("kind", "library", "relation", "base", "loads"),
     [
         ("adapter", "peft", "adapter", "3B-Instruct-bnb-4bit", ["AutoPeftModelForCausalLM", "load_in_4bit=True"]),
-        (
-            "merged_16bit",
-            "transformers",
-            "finetune",
-            "3B-Instruct",
-            ["FastLanguageModel", "dtype=torch.float16", "vllm serve me/Llama-tuned"],
-        ),
-        (
-            "gguf",
-            "gguf",
-            "quantized",
-            "3B-Instruct",
-            ["llama-cli -hf me/Llama-tuned:Q8_0", "ollama run hf.co/me/Llama"],
-        ),
+        ("merged_16bit", "transformers", "finetune", "3B-Instruct", ["dtype=torch.float16", "vllm serve me/Llama-x"]),
+        ("gguf", "gguf", "quantized", "3B-Instruct", ["llama-cli -hf me/Llama-x:Q8_0", "ollama run hf.co/me/Llama-x"]),
     ],
 )
 def test_metadata_and_text(llama, kind, library, relation, base, loads):
-    found = ModelCard(card(llama, kind, [("gguf-q8_0" if kind == "gguf" else kind, GATE)], "me/Llama-tuned"))
+    found = ModelCard(card(llama, kind, [("gguf-q8_0" if kind == "gguf" else kind, GATE)], "me/Llama-x"))
     assert found.data.to_dict() == {
         "library_name": library,
         "pipeline_tag": "text-generation",
@@ -107,19 +95,27 @@ def test_metadata_and_text(llama, kind, library, relation, base, loads):
     assert str(llama.folder.parent) not in found.content
 
 
+AS_TRAINED = {"model": "as trained", "dtype": "bfloat16", "tuned": "the adapter"}
+
+
 @pytest.mark.parametrize(
     ("gate", "says"),
     [
         ({"passed": False, "problems": ["no"]}, "**This export failed its checks; do not use it.** no"),
         ({"checks": {}}, "on the base in 16 bits (the machine could not load the 4-bit base that was trained); "),
-        (
-            {"reference": {"model": "as trained", "dtype": "bfloat16", "tuned": "the adapter"}},
-            "compared with the adapter as trained; logits in bfloat16.",
-        ),
+        ({"reference": AS_TRAINED}, "compared with the adapter as trained; logits in bfloat16."),
     ],
 )
 def test_what_the_checks_found(llama, gate, says):
     assert says in card(llama, "merged_16bit", [("merged_16bit", {**GATE, **gate})], "me/Llama-x")
+
+
+def test_a_run_without_scores_of_the_base_model_has_a_card(llama):
+    del llama.record["eval"]["base"]
+    text = card(llama, "gguf", [("q4_k_m", GATE)], "me/Llama-x")
+    assert "held-out examples, for the tuned model of this run:" in text
+    assert "| qa | 24 | – | 0.400 | – | 0.200 | – | 0.300 |" in text
+    assert "| mean of tasks | | – | 0.400 |" in text
 
 
 @pytest.mark.parametrize(
@@ -134,7 +130,7 @@ def test_the_licence_of_a_folder_is_that_of_the_model_it_was_made_from(llama, tm
     assert licence_for(replace(llama, base=ModelConfig(id=str(tmp_path)))).tag == "llama3.2"
 
 
-def test_files_that_the_licence_requires(llama, tmp_path, monkeypatch):
+def test_files_and_names_that_the_licence_requires(llama, tmp_path, monkeypatch):
     base = tmp_path / "base"
     base.mkdir()
     (base / "USE_POLICY.md").write_text("policy")
@@ -142,22 +138,11 @@ def test_files_that_the_licence_requires(llama, tmp_path, monkeypatch):
     write_licence(llama, tmp_path)
     assert (tmp_path / "USE_POLICY.md").read_text() == "policy"
     assert (tmp_path / "NOTICE").read_text().startswith("Llama 3.2 is licensed under the Llama 3.2 Community License, ")
-
-
-def test_names_of_repositories(llama):
     assert repositories("me/x", ["gguf"]) == {"gguf": "me/x"}
     expected = {"adapter": "me/x-adapter", "merged_16bit": "me/x", "gguf": "me/x-GGUF"}
     assert repositories("me/x", ["adapter", "merged_16bit", "gguf"]) == expected
     with pytest.raises(UserError, match=r"requires a name that begins with Llama; e.g. push_to=me/Llama-tuned"):
         check_push(llama, "me/tuned", ["gguf"], True)
-
-
-def test_a_run_without_scores_of_the_base_model_has_a_card(llama):
-    del llama.record["eval"]["base"]
-    text = card(llama, "gguf", [("q4_k_m", GATE)], "me/Llama-x")
-    assert "held-out examples, for the tuned model of this run:" in text
-    assert "| qa | 24 | – | 0.400 | – | 0.200 | – | 0.300 |" in text
-    assert "| mean of tasks | | – | 0.400 |" in text
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,10 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.exporting.conftest import SHORT, SMOKE, save_base
+from tests.exporting.conftest import SHORT, SMOKE, TOKEN, save_base
 from tests.whole import Workplace
 from tometune.exporting.reference import CONVERSATIONS, TorchEngine
 
-TOKEN = "hf_may_write"
 SETTINGS = " ".join((*SMOKE, *SHORT, "model.id=tester/base", "model.name=tuned", "model.weights=pretrained"))
 CHANGES = {
     "%pip": "#",

@@ -1,6 +1,6 @@
-"""Conversations with one or two models: prompts, answers, truncation to the context, and export as ShareGPT.
+"""Conversations with one or two models: prompts, answers, truncation to the context, export as ShareGPT; `Engine`.
 
-Also the interface of the engines that generate the answers. Imports no torch.
+Imports no torch.
 """
 
 import time
@@ -176,3 +176,16 @@ def truncate_to_context(engine: Engine, messages: Sequence[Message], max_new_tok
     parts += ["the middle of the prompt"] if last["content"] != prompt else []
     note = f"too long for the context; dropped {' and '.join(parts)}" if parts else ""
     return [*system, *earlier, last], note
+
+
+SYMBOLS = {
+    **dict.fromkeys([*range(0x80, 0xA0), 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"),
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"},
+    0x7F: "\N{SYMBOL FOR DELETE}",
+}
+"""Replacements for control characters, and for those that change the direction of writing."""
+
+
+def show_control_characters(text: str) -> str:
+    """Return a text in which control characters are replaced by symbols for them."""
+    return text.replace("\r\n", "\n").translate(SYMBOLS)

@@ -1,6 +1,7 @@
 """The page: one or two chats side by side, a prompt box, and a sidebar with the settings; only on this machine.
 
-Importing this module imports Gradio, which takes seconds.
+HTML, images and diagrams in the text of a model or a user are made harmless three times: by `safe_markdown`, by
+Gradio's sanitiser, and by `POLICY`. Importing this module imports Gradio, which takes seconds.
 """
 
 import contextlib
@@ -8,11 +9,13 @@ import html
 import io
 import json
 import os
+import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -20,16 +23,19 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 # isort: split
 import gradio as gr
+from markdown_it import MarkdownIt
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
 
-from tometune.chatting.conversation import Conversation, End, Engine, Settings, Turn
-from tometune.chatting.security import HOST, JOINER, allowed_hosts_check, guard, safe_markdown, show_control_characters
+from tometune.chatting.conversation import Conversation, End, Engine, Settings, Turn, show_control_characters
 from tometune.common.errors import UserError
 from tometune.config.root import ChatConfig
 
 Updates = Iterator[list[Any]]
 
+HOST = "127.0.0.1"  # the page is served to this machine only
 PASSWORD = "TOMETUNE_CHAT_PASSWORD"  # noqa: S105 -- the name of a variable
 """Environment variable with the password of a shared page. It is never printed; only a generated one is."""
 
@@ -78,7 +84,23 @@ CHATBOT: dict[str, Any] = {
     "feedback_options": None,
     "elem_classes": "tm-chat",
 }
-"""Settings with which a chat's messages cannot become live HTML (see also `security`)."""
+"""Settings with which a chat's messages cannot become live HTML."""
+
+JOINER = "\N{WORD JOINER}"  # an invisible character that is not allowed in the name of a tag
+TAG = re.compile(r"<(?=[A-Za-z/!?])|!(?=\[)")  # the beginning of a tag, or of an image, which a browser would download
+BROKEN = rf"\g<0>{JOINER}"  # what a beginning becomes
+MERMAID = re.compile("```(?=mermaid)")  # Gradio would draw such a code block, including its tags and links
+PARSER = MarkdownIt("commonmark", {"html": True})
+
+POSTS = frozenset(["/login", *(f"/gradio_api/{name}" for name in ("queue/join", "run/predict", "cancel", "reset"))])
+"""The routes that the page needs; everything else that writes (uploads, recordings, code) is refused."""
+
+POLICY = (  # Gradio's page needs inline scripts and eval
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
+    "object-src 'none'; frame-src 'none'; frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
+)
+"""Content security policy: the browser loads nothing from another host, whatever a text on the page says."""
 
 
 @dataclass
@@ -109,7 +131,10 @@ class ChatPage:
             font=["system-ui", "sans-serif"],  # the default fonts come from another host
             font_mono=["ui-monospace", "monospace"],
         )
-        middleware = [allowed_hosts_check(share), Middleware(BaseHTTPMiddleware, dispatch=guard)]
+        # Without this check another website could point its own name at 127.0.0.1 and then read the page (DNS
+        # rebinding). A shared page has an unknown public name.
+        hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["*"] if share else [HOST, "localhost"])
+        middleware = [hosts, Middleware(BaseHTTPMiddleware, dispatch=guard)]
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # Gradio's advice if it cannot share
                 _, local, public = page.queue(default_concurrency_limit=None, api_open=False).launch(
@@ -278,3 +303,31 @@ def _messages(turn: Turn, side: int) -> list[dict[str, str]]:
 
 def _settings(temperature: float, top_p: float, max_new_tokens: float, seed: float) -> Settings:
     return Settings(float(temperature), float(top_p), int(max_new_tokens), int(seed or 0))
+
+
+@lru_cache(maxsize=1024)  # a page renders all messages again with each update of the last one
+def safe_markdown(text: str) -> str:
+    """Return Markdown without live tags, images and diagrams; nothing is added to it but `JOINER`.
+
+    Code blocks are left alone, because Markdown escapes them and they should be copied unchanged. If the parser still
+    finds a tag afterwards, the code blocks are changed as well.
+    """
+    text = MERMAID.sub(f"```{JOINER}", show_control_characters(text))
+    blocks = [token for token in PARSER.parse(text) if token.type in ("fence", "code_block") and token.map]
+    code = {line for block in blocks for line in range(*block.map or ())}
+    lines = [line if number in code else TAG.sub(BROKEN, line) for number, line in enumerate(text.split("\n"))]
+    tokens = PARSER.parse("\n".join(lines))
+    tokens += [child for token in tokens for child in token.children or ()]
+    live = any(token.type in ("html_block", "html_inline", "image") for token in tokens)
+    return TAG.sub(BROKEN, text) if live else "\n".join(lines)
+
+
+async def guard(request: Any, answer: Callable[[Any], Awaitable[Any]]) -> Any:
+    """HTTP middleware that rejects uploads and other writes, and adds headers with the policy to every response."""
+    if request.method in ("GET", "HEAD") or request.scope["path"].rstrip("/") in POSTS:
+        response = await answer(request)
+    else:
+        response = PlainTextResponse("this page does not accept such requests", 405)
+    headers = {"content-security-policy": POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+    response.headers.update(headers)
+    return response

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tometune.chatting.conversation import Conversation, Engine, Settings, Turn
-from tometune.chatting.security import show_control_characters
+from tometune.chatting.conversation import Conversation, Engine, Settings, Turn, show_control_characters
 from tometune.common.errors import did_you_mean
 from tometune.config.root import ChatConfig
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from hashlib import file_digest
 from importlib import metadata
@@ -28,6 +28,9 @@ from tometune.runs.finished import Finished
 from tometune.runs.run import check_writable, now
 
 log = logging.getLogger(__name__)
+
+Gate = dict[str, Any]
+"""The content of a gate.json, or a part of it."""
 
 SCHEMA = 4  # version of gate.json's layout, and of what an export holds
 GATE = "gate.json"  # the record of an export, which lists its other files
@@ -69,15 +72,13 @@ class Builder:
         self.references = References(finished, cache, self.tokenizer, answer)
         self.writer = Writer(finished, cache, self.tokenizer, folder)
 
-    def make_all(
-        self, exports: Sequence[Export], report: Callable[[dict[str, Any]], None]
-    ) -> dict[str, dict[str, Any]]:
+    def make_all(self, exports: Sequence[Export], report: Callable[[Gate], None]) -> dict[str, Gate]:
         """Make exports and return their gate.json by name; `report` gets each as soon as it is made.
 
         Raises:
             GateError: one or more failed; all of them were tried.
         """
-        gates: dict[str, dict[str, Any]] = {}
+        gates: dict[str, Gate] = {}
         with self.writer.temporary:
             for export in exports:
                 gates[export.name] = self.make(export)
@@ -87,7 +88,7 @@ class Builder:
             raise GateError("; ".join(f"{name} failed its checks: {problem}" for name, problem in problems.items()))
         return gates
 
-    def make(self, export: Export) -> dict[str, Any]:
+    def make(self, export: Export) -> Gate:
         """Make an export, unless it exists and passed, and return its gate.json with its folder."""
         key, gate = self._key(export), read_gate(export.folder)
         if gate is not None and gate["passed"] and gate.get("key") == key:
@@ -117,7 +118,7 @@ class Builder:
             place = move_to(export.folder, folder, gate)
         return gate | {"folder": str(place)}
 
-    def _write_and_check(self, export: Export, folder: Path, reference: Reference) -> dict[str, Any]:
+    def _write_and_check(self, export: Export, folder: Path, reference: Reference) -> Gate:
         """Write an export and compare it with the tuned model; an engine that crashes fails this export only."""
         name, dtype, checks = PACKAGES[export.format][0], None, dict[str, Any]()
         start = written = perf_counter()
@@ -171,10 +172,10 @@ def sha256_of(path: Path) -> str:
         return file_digest(file, "sha256").hexdigest()
 
 
-def read_gate(folder: Path) -> dict[str, Any] | None:
+def read_gate(folder: Path) -> Gate | None:
     """Return an export's gate.json, of whatever version; None if the folder has none."""
     try:
-        gate: dict[str, Any] = json.loads((folder / GATE).read_text(encoding="utf-8"))
+        gate: Gate = json.loads((folder / GATE).read_text(encoding="utf-8"))
         return gate if {"run_id", "format", "passed"} <= gate.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
@@ -185,7 +186,7 @@ def failed(target: Path) -> Path:
     return target.with_name(target.name + "-failed")
 
 
-def move_to(target: Path, new: Path, gate: Mapping[str, Any]) -> Path:
+def move_to(target: Path, new: Path, gate: Gate) -> Path:
     """Move a finished export to its folder and return that. A failed one goes to NAME-failed if a passing one exists.
 
     Raises:

