@@ -14,8 +14,18 @@ from tometune.config.export import ExportConfig, listed
 from tometune.config.model import FOUR_BITS, ModelConfig, Precision, Quantization, Weights
 from tometune.config.root import Config
 from tometune.models.source import ADAPTER, WHOLE, as_saved, fingerprint, is_local, quantized
-from tometune.runs.integrity import CURVES, check, curve_problems, mix_problems, score_problems, trained_problems
-from tometune.runs.run import REPEAT, DamageError, Run, read_record
+from tometune.runs.run import (
+    CURVES,
+    REPEAT,
+    DamageError,
+    Run,
+    check,
+    curve_problems,
+    mix_problems,
+    read_record,
+    score_problems,
+    trained_problems,
+)
 from tometune.runs.stored import config_of, run_folder
 
 log = logging.getLogger(__name__)

@@ -22,16 +22,18 @@ from tometune.config.root import Config, PathsConfig, typed
 from tometune.models.source import ADAPTER, WHOLE
 from tometune.runs.identity import MEANING, content_hash, content_of, identity, model_content, plain
 from tometune.runs.inputs import evaluation_fingerprints
-from tometune.runs.integrity import check, score_problems, trained_problems
 from tometune.runs.run import (
     HASH_LETTERS,
     REPEAT,
     DamageError,
+    check,
     check_writable,
     new_record,
     now,
     read_record,
     runs_folder,
+    score_problems,
+    trained_problems,
 )
 
 log = logging.getLogger(__name__)
