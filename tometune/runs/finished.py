@@ -32,11 +32,9 @@ log = logging.getLogger(__name__)
 
 
 def finished_record(folder: Path) -> tuple[dict[str, Any], Config]:
-    """Return run.json and the config of a run whose training and scoring are done and whose weights are whole.
+    """Return run.json and the config of a run whose training and scoring are done; UserError if it is not finished.
 
-    Raises:
-        DamageError: a file is missing or damaged.
-        UserError: there is no such run, or it is not finished.
+    DamageError if one of these files, or of the weights, is missing or damaged.
     """
     record = read_record(folder)
     if record["status"] != "completed":
