@@ -56,7 +56,6 @@ WORDS = re.findall(
 
 
 def words(generator: random.Random, count: int) -> str:
-    """Return a sentence of random words."""
     return " ".join(generator.choices(WORDS, k=count)).capitalize() + "."
 
 
@@ -106,7 +105,6 @@ def write_files(folder: Path) -> None:
 
 
 def vary(given: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with one more word at the end of its last answer."""
     *turns, last = given["conversations"]
     return {**given, "conversations": [*turns, {**last, "value": f"{last['value']} Indeed."}]}
 

@@ -68,7 +68,6 @@ def run(*arguments: str) -> tuple[int, list[str]]:
 
 
 def configs_of(line: str) -> list[Config]:
-    """Return the config of each run of a command line."""
     arguments = cases.overrides(line)
     return sweep_of(*arguments) if arguments[0] == "-m" else [config_of(*arguments)]
 
@@ -89,7 +88,6 @@ def run_ids(folder: Path) -> str:
 
 
 def mixes(folder: Path) -> str:
-    """Return digest, counts and row ids (the first letter of the origin, eight characters) of each mix."""
     lines = []
     for line in commands("mixes.txt"):
         (config,) = configs_of(line)
@@ -101,7 +99,6 @@ def mixes(folder: Path) -> str:
 
 
 def tokens(folder: Path) -> str:
-    """Return counts and the sha256 of token ids and labels, for each tokenizer."""
     rows = [{"messages": [{"role": role, "content": text} for role, text in turns]} for turns in cases.CONVERSATIONS]
     write_jsonl(folder / "turns.jsonl", rows)
     made = {}
@@ -153,7 +150,6 @@ def smoke_runs(folder: Path) -> str:
 
 
 def tables(folder: Path) -> str:
-    """Return the tables of two sweeps."""
     text = ""
     for sweep in cases.write_sweeps(folder / "multirun"):
         status, said = run("report", f"sweep.name={sweep.name}", "eval.resamples=2000")
@@ -164,22 +160,11 @@ def tables(folder: Path) -> str:
 
 
 def errors(folder: Path) -> str:
-    """Return what each wrong command line says."""
     lines = []
     for line in commands("errors.txt"):
         status, said = run(*cases.overrides(line))
         lines += [f"$ {line}", *said, f"(exit status {status})", ""]
     return "\n".join(lines).replace(str(folder), "FOLDER").replace(str(conf_dir()), "CONF")
-
-
-SECTIONS: dict[str, Callable[[Path], str]] = {
-    "run_ids.txt": run_ids,
-    "mixes.txt": mixes,
-    "tokens.json": tokens,
-    "smoke_runs.json": smoke_runs,
-    "tables.txt": tables,
-    "errors.txt": errors,
-}
 
 
 @pytest.fixture
@@ -195,39 +180,31 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     gc.enable()
 
 
-def computed(name: str, place: Path) -> tuple[str, str]:
-    """Return what is recorded and what is computed now."""
-    text = SECTIONS[name](place)
+def computed(name: str, compute: Callable[[Path], str], place: Path) -> tuple[str, str]:
+    text = compute(place)
     if RECORD:
         (HERE / name).write_text(text, encoding="utf-8")
     return (HERE / name).read_text(encoding="utf-8"), text
 
 
-def check(name: str, place: Path) -> None:
-    texts = (text.splitlines() for text in computed(name, place))
+@pytest.mark.parametrize(
+    ("name", "compute"),
+    [
+        *(("run_ids.txt", run_ids), ("mixes.txt", mixes), ("tables.txt", tables)),
+        pytest.param("tokens.json", tokens, marks=pytest.mark.smollm2),
+        pytest.param("errors.txt", errors, marks=no_gpu),
+    ],
+)
+def test_text(name: str, compute: Callable[[Path], str], place: Path) -> None:
+    texts = (text.splitlines() for text in computed(name, compute, place))
     difference = "\n".join(unified_diff(*texts, f"recorded {name}", "computed", n=1, lineterm=""))
     assert not difference, f"\n{difference}"
-
-
-@pytest.mark.parametrize("name", ["run_ids.txt", "mixes.txt", "tables.txt"])
-def test_text(name: str, place: Path) -> None:
-    check(name, place)
-
-
-@pytest.mark.smollm2
-def test_tokens(place: Path) -> None:
-    check("tokens.json", place)
-
-
-@no_gpu
-def test_errors(place: Path) -> None:
-    check("errors.txt", place)
 
 
 @no_gpu
 def test_smoke_runs(place: Path) -> None:
     """Bytes where they were recorded; on another kind of CPU or with another torch, all but the last digits."""
-    kept, made = map(json.loads, computed("smoke_runs.json", place))
+    kept, made = map(json.loads, computed("smoke_runs.json", smoke_runs, place))
     same = made.pop("machine") == kept.pop("machine")
     assert made == (kept if same else {line: Nearly(run) for line, run in kept.items()})
 

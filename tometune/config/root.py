@@ -178,7 +178,14 @@ def setting_keys() -> list[str]:
             yield f"{prefix}{name}"
             yield from below(child, f"{prefix}{name}.")
 
-    return [*below(OmegaConf.to_container(OmegaConf.structured(Config)))]
+    return [*below(OmegaConf.to_container(_schema()))]
+
+
+@cache
+def _schema() -> DictConfig:
+    """Return the schema, which takes a third of the time of `typed` to make; merging copies it."""
+    schema: DictConfig = OmegaConf.structured(Config)
+    return schema
 
 
 def typed(composed: DictConfig) -> Config:
@@ -189,7 +196,7 @@ def typed(composed: DictConfig) -> Config:
     """
     values: Any = OmegaConf.to_container(composed)
     values.pop("hydra", None)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    config = OmegaConf.to_object(OmegaConf.merge(_schema(), values))
     assert isinstance(config, Config)
     return config
 
