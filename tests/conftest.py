@@ -1,11 +1,13 @@
 """Fixtures shared by all rooms: a clean environment, a hub on localhost, verbs in processes of their own."""
 
 import gc
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """A workplace that the tests of a module share."""
     return Workplace(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture
+def forked() -> Iterator[Callable[..., ForkProcess]]:
+    """Return a function that calls another one in a fork of this process, which needs no imports of its own."""
+    started = []
+
+    def start(target: Callable[..., object], *arguments: object) -> ForkProcess:
+        started.append(multiprocessing.get_context("fork").Process(target=target, args=arguments))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
 
 
 @pytest.fixture

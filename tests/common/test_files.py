@@ -1,10 +1,13 @@
 import errno
 import json
 import logging
+import multiprocessing
+import os
 import re
+import resource
 import signal
-import subprocess
-import sys
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from tometune.common.errors import UserError
-from tometune.common.files import SaveError, disk_errors, write_json, write_text
+from tometune.common.files import SaveError, disk_errors, temporary_path, write_json, write_text
 from tometune.common.progress import log_file
 
 needs_full_device = pytest.mark.skipif(not Path("/dev/full").exists(), reason="is Linux's device that is always full")
@@ -27,52 +30,44 @@ def test_write_text_never_leaves_a_half(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def write_and_wait(target: Path, folder: bool) -> tuple["subprocess.Popen[str]", str]:
-    """Start a process that writes `target` until it is killed; returns it and the name of its temporary path."""
-    code = f"""
-import time
-from pathlib import Path
-from tometune.common.files import temporary_path
-with temporary_path(Path({str(target)!r}), folder={folder}) as temporary:
-    print(temporary.name, flush=True)
-    time.sleep(60)
-"""
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    return process, process.stdout.readline().strip()
-
-
-def kill(process: "subprocess.Popen[str]") -> None:
-    process.kill()
-    process.wait()
+def write_and_wait(target: Path, folder: bool, names: Connection) -> None:
+    """Send the name of the temporary path of `target`, and write until killed."""
+    with temporary_path(target, folder) as temporary:
+        names.send(temporary.name)
+        time.sleep(60)
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path, folder):
+def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path, forked, folder):
     """Whoever holds the lock is at work, on whatever machine and under whatever process id."""
     target = tmp_path / "file"
     (tmp_path / ".files.0123.tmp").touch()
-    (killed, left), (working, used) = write_and_wait(target, folder), write_and_wait(target, folder)
-    kill(killed)
+    received, names = multiprocessing.Pipe(duplex=False)
+    killed, left = forked(write_and_wait, target, folder, names), received.recv()
+    working, used = forked(write_and_wait, target, folder, names), received.recv()
+    killed.kill()
+    killed.join()
     assert (tmp_path / left).exists()
     write_text(target, "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([used, ".files.0123.tmp", "file"])
-    kill(working)
+    working.kill()
+    working.join()
     write_text(target, "newer")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".files.0123.tmp", "file"]
 
 
-def test_a_write_that_is_killed_leaves_the_old_file(tmp_path):
-    """The process dies after the text has been written and before it is on the disk."""
+def write_until_killed(target: Path) -> None:
+    """Die after the text has been written and before it is on the disk."""
+    os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+    write_json(target, {"status": "completed"})
+
+
+def test_a_write_that_is_killed_leaves_the_old_file(tmp_path, forked):
     target = tmp_path / "run.json"
     write_json(target, {"status": "running"})
-    code = f"""
-import os, signal
-from pathlib import Path
-from tometune.common import files
-files.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
-files.write_json(Path({str(target)!r}), {{"status": "completed"}})
-"""
-    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    process = forked(write_until_killed, target)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert json.loads(target.read_text()) == {"status": "running"}
 
 
@@ -95,8 +90,6 @@ def test_a_full_disk_is_one_line_whatever_writes(tmp_path, write):
 
 
 def test_a_limit_on_file_sizes_is_reported_like_a_full_disk(tmp_path):
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:

@@ -4,14 +4,16 @@ import pytest
 import transformers
 from transformers.training_args import OptimizerNames
 
-from tests.config.conftest import config_of, problems_of
+from tests.config.conftest import config_of, problems_of, sweep_of
 from tometune.common.errors import ConfigError
-from tometune.config.command_line import read_command_line
+from tometune.config.data import ScorerConfig
 from tometune.config.metrics import METRICS
+from tometune.config.model import LoraConfig
 from tometune.config.report import entries
-from tometune.config.root import check
+from tometune.config.root import Config, check
 from tometune.config.trainer import OPTIMISERS, SCHEDULES
 from tometune.evaluation import metrics
+from tometune.runs.identity import content_hash, identity
 
 CASES = [
     ("report.margin=0", "report.margin=0.0: not above 0"),
@@ -31,7 +33,6 @@ CASES = [
     ("data=mix_200k data.pool.weights={a:0.6,b-2.0:0.6}", "data.pool.weights: their sum is 1.2, above 1; lower them"),
     ("data.path=mine.jsonl", "data.path=mine.jsonl: this mix does not read it; for rows of your own write data=mine"),
     ("data=mine data.path=a data.base.path=b", "data.path=a: is not data.base.path=b; set one of the two"),
-    ("data=mine", "data.base.path is required if data.base.kind=files;"),
     ("data=mine data.path=a data.pool.path=b", "data.pool.path: a draws no rows from a pool; set data.pool.add=1000"),
     ("data=mine data.path=a data.rows=9 data.pool.add=3", "data.pool.add=3: the mix has data.rows=9, whatever is adde"),
     ("data.held_out.seed=3", "data.held_out.seed=3: has no effect, since no rows are held out; set data.held_out"),
@@ -89,8 +90,7 @@ def test_one_problem(overrides, message):
     ],
 )
 def test_comparisons_need_no_quotes_but_the_shells(typed, entries_read):
-    config = config_of(*read_command_line([typed]).overrides)
-    check(config)
+    config = config_of(typed)
     assert entries(config.require or config.report.primary) == entries_read
 
 
@@ -113,3 +113,38 @@ def test_names_are_those_of_the_libraries():
     assert (*metrics.METRICS, *metrics.MODEL_METRICS) == METRICS
     assert set(OPTIMISERS) <= {name.value for name in OptimizerNames}
     assert set(SCHEDULES) <= {name.value for name in transformers.SchedulerType}
+
+
+FILES = ("data.base.path=base.jsonl", "data.pool.path=pool.jsonl")
+
+
+def hashes(configs: list[Config]) -> list[str]:
+    return [content_hash(identity(config, {})) for config in configs]
+
+
+@pytest.mark.parametrize(
+    ("mixes", "settings", "changed"),
+    [
+        ("data=files_100k,files_300k,files_300k_top", ["data.scorer.kind=column"], [False, False, True]),
+        ("data=files_100k,files_200k", ["data.pool.weights.a=0.5", "data.pool.caps.b=9"], [False, True]),
+        ("data=files_100k,files_200k", ["data.filters.refusals=true", "data.near_dedup.threshold=0.8"], [False, True]),
+    ],
+)
+def test_a_setting_changes_the_runs_of_a_sweep_that_use_it(mixes, settings, changed):
+    configs, others = sweep_of("-m", mixes, *FILES, *settings), sweep_of("-m", mixes, *FILES)
+    assert [config.data.pool is not None for config in configs] == [False, *[True] * (len(changed) - 1)]
+    assert [mine != other for mine, other in zip(hashes(configs), hashes(others), strict=True)] == changed
+    if "scorer" in str(settings):
+        assert [config.data.scorer != ScorerConfig() for config in configs] == changed
+
+
+def test_a_base_that_is_given_a_pool_may_have_its_keys():
+    config = config_of("data=files_100k", *FILES, "data.base.rows=7", "data.pool.draw=true")
+    assert config.data.pool is not None
+    assert (config.data.rows, config.data.base.rows, config.data.pool.path) == (100_000, 7, "pool.jsonl")
+
+
+def test_without_an_adapter_its_other_settings_do_not_count():
+    configs = sweep_of("-m", "model=tiny", "lora=none,default", "lora.r=8,16")
+    assert (len(configs), len(set(hashes(configs)))) == (4, 3)
+    assert {config.lora.r for config in configs if not config.lora.enabled} == {LoraConfig().r}

@@ -6,6 +6,7 @@ All cases run nightly; by default a sample that is the same each day.
 import fcntl
 import json
 import random
+import re
 import shutil
 from itertools import product
 from pathlib import Path
@@ -27,8 +28,6 @@ from tests.damage.damage import (
 from tests.whole import Done, Workplace
 
 pytestmark = [pytest.mark.whole, pytest.mark.timeout(3600)]
-
-SAMPLE = 60
 
 CHECKPOINT = (
     *("adapter_config.json", "adapter_model.safetensors", "meter.json", "metrics.jsonl", "optimizer.pt"),
@@ -77,8 +76,8 @@ def sampled() -> list[object]:
     by_file: dict[tuple[str, str], list[Case]] = {}
     for case in every:
         by_file.setdefault(case[:2], []).append(case)
-    files = draw.sample(sorted(by_file), SAMPLE)
-    chosen = {draw.choice(by_file[file]) for file in files}
+    drawn = sorted(draw.choice(by_file[file]) for file in draw.sample(sorted(by_file), 60))
+    chosen = [case for number, case in enumerate(drawn) if number % 3]  # sorted: a third fewer of each state
     return [
         pytest.param(*case, id="-".join(case), marks=[] if case in chosen else [pytest.mark.nightly]) for case in every
     ]
@@ -241,3 +240,30 @@ def test_the_files_are_these(places):
     cache = places / "finished" / "cache"
     found = {path for path in cache.rglob("*") if path.is_file() and path.name != ".lock"}
     assert {path for name in CACHE for path in cache.glob(name)} == found
+
+
+@pytest.mark.nightly
+def test_a_full_disk_then_space(tmp_path, mounted):
+    """The disk of a run fills up at every tenth of what it writes; with space again, the same command ends the run."""
+    folder = tmp_path / "multirun"
+    mounted(folder, "size=100000k")
+    place = Workplace(tmp_path)
+    status, stderr = place.train(*TRAIN)
+    assert status == 0, stderr
+    used = shutil.disk_usage(folder).used // 1024
+    expected = run_of(Path(shutil.copytree(folder, tmp_path / "calm" / "multirun")).parent)
+    full = 0
+    for step in range(1, 11):
+        for path in folder.iterdir():
+            shutil.rmtree(path)
+        mounted(folder, f"size={used * step // 10}k")
+        status, stderr = place.train(*TRAIN)
+        assert "Traceback" not in stderr
+        if status:
+            full += 1
+            assert re.search(r"no space left on the disk|No space left on device", stderr.splitlines()[-1]), stderr
+        mounted(folder, "size=100000k")
+        status, stderr = place.train(*TRAIN)
+        assert status == 0, stderr
+        assert_whole(run_of(tmp_path), expected)
+    assert full >= 8

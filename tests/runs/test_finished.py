@@ -8,8 +8,7 @@ from tometune.common.errors import UserError
 from tometune.config.export import ExportConfig
 from tometune.config.model import ModelConfig, Quantization
 from tometune.runs.finished import base_of
-from tometune.runs.integrity import check, trained_problems
-from tometune.runs.run import REPEAT
+from tometune.runs.run import REPEAT, check, trained_problems
 
 KEY = "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight"
 

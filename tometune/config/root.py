@@ -178,20 +178,25 @@ def setting_keys() -> list[str]:
             yield f"{prefix}{name}"
             yield from below(child, f"{prefix}{name}.")
 
-    return [*below(OmegaConf.to_container(OmegaConf.structured(Config)))]
+    return [*below(OmegaConf.to_container(_schema()))]
+
+
+@cache
+def _schema() -> DictConfig:
+    """Return the schema, which takes a third of the time of `typed` to make; merging copies it."""
+    schema: DictConfig = OmegaConf.structured(Config)
+    return schema
 
 
 def typed(composed: DictConfig) -> Config:
     """Turn a composed config, whose `hydra` node is left out, into dataclasses.
 
-    It is merged into the schema again, because an override with a plus can add keys that the schema does not have.
-
-    Raises:
-        OmegaConfBaseException: a key is not in the schema, or a value cannot be resolved.
+    It is merged into the schema again, because an override with a plus can add keys that the schema does not have. Such
+    a key, or a value that cannot be resolved, raises an OmegaConfBaseException.
     """
     values: Any = OmegaConf.to_container(composed)
     values.pop("hydra", None)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    config = OmegaConf.to_object(OmegaConf.merge(_schema(), values))
     assert isinstance(config, Config)
     return config
 

@@ -14,8 +14,7 @@ from omegaconf import OmegaConf
 from tometune.common.errors import UserError, did_you_mean
 from tometune.config.root import Config
 from tometune.runs.identity import identity
-from tometune.runs.integrity import score_problems
-from tometune.runs.run import REPEAT, DamageError, read_record
+from tometune.runs.run import REPEAT, DamageError, read_record, score_problems
 from tometune.runs.stored import config_of
 from tometune.runs.sweep_file import NAME, read_cells
 from tometune.tracking.tracker import flatten

@@ -14,19 +14,27 @@ from tometune.config.export import ExportConfig, listed
 from tometune.config.model import FOUR_BITS, ModelConfig, Precision, Quantization, Weights
 from tometune.config.root import Config
 from tometune.models.source import ADAPTER, WHOLE, as_saved, fingerprint, is_local, quantized
-from tometune.runs.integrity import CURVES, check, curve_problems, mix_problems, score_problems, trained_problems
-from tometune.runs.run import REPEAT, DamageError, Run, read_record
+from tometune.runs.run import (
+    CURVES,
+    REPEAT,
+    DamageError,
+    Run,
+    check,
+    curve_problems,
+    mix_problems,
+    read_record,
+    score_problems,
+    trained_problems,
+)
 from tometune.runs.stored import config_of, run_folder
 
 log = logging.getLogger(__name__)
 
 
 def finished_record(folder: Path) -> tuple[dict[str, Any], Config]:
-    """Return run.json and the config of a run whose training and scoring are done and whose weights are whole.
+    """Return run.json and the config of a run whose training and scoring are done; UserError if it is not finished.
 
-    Raises:
-        DamageError: a file is missing or damaged.
-        UserError: there is no such run, or it is not finished.
+    DamageError if one of these files, or of the weights, is missing or damaged.
     """
     record = read_record(folder)
     if record["status"] != "completed":

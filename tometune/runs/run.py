@@ -1,27 +1,30 @@
-"""The folder of a run and its record, run.json."""
+"""The folder of a run and its record, run.json, and which of its files are missing or damaged. Imports no torch."""
 
 import json
 import logging
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from omegaconf import OmegaConf
+from safetensors import safe_open
 
 from tometune.common.distributed import is_first
 from tometune.common.errors import UserError
 from tometune.common.files import disk_errors, write_json, write_text
-from tometune.common.integrity import defect
+from tometune.common.integrity import INDEX, defect, shards
 from tometune.common.progress import log_file
 from tometune.config.root import Config
+from tometune.models.source import ADAPTER, WHOLE
 from tometune.runs.identity import MEANING, content_hash, identity, plain
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,9 @@ log = logging.getLogger(__name__)
 SCHEMA = 1  # version of run.json's layout
 REPEAT = "repeat the command that made this run (tometune train …)"  # remakes what is missing or damaged
 HASH_LETTERS = 8  # letters of the identity's hash in a run's id
+CURVES = "metrics.jsonl"
+
+Problem = tuple[str, str]  # a file's name in the run's folder, and what is wrong with it
 
 
 def now() -> str:
@@ -94,10 +100,8 @@ class Run:
 
         A run that is killed or stopped by a signal stays `running`, and the same command resumes it. Under torchrun
         only the first process writes. `facts` are the entries known before training, e.g. `model` and `data`. The
-        config is stored as config.yaml, and the manifest of the mix as mix.json.
-
-        Raises:
-            SaveError: the disk is full; everything saved before is valid.
+        config is stored as config.yaml, and the manifest of the mix as mix.json. SaveError if the disk is full;
+        everything saved before is valid.
         """
         before = self.record
         attempt = {"attempts": before.get("attempts", 0) + 1, "train": before.get("train")}
@@ -203,6 +207,81 @@ def check_writable(folder: Path, fix: str) -> None:
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"{nearest}: cannot be written to; {fix}")
+
+
+def check(folder: Path, problems: Iterator[Problem]) -> None:
+    """Raise a DamageError with the first of the problems in a run's folder, if there is one."""
+    for name, problem in problems:
+        raise DamageError(folder / name, problem)
+
+
+def trained_problems(run: Path, adapter: bool) -> Iterator[Problem]:
+    """Yield the problems of a run's adapter, or of its whole model (`lora=none`)."""
+    folder = run / (ADAPTER if adapter else WHOLE)
+    weights = ["adapter_model.safetensors"] if adapter else _weights(folder)
+    others = ["adapter_config.json"] if adapter else ["config.json", "tokenizer_config.json"]
+    for name in [*others, *weights]:
+        path = folder / name
+        if not path.exists() and path.with_suffix(".bin").exists():
+            yield path.relative_to(run).as_posix(), "is a pickle, which can run code when it is read"
+        elif (problem := defect(path)) is not None:
+            yield path.relative_to(run).as_posix(), problem
+        elif adapter and name in weights and not _has_lora(path):
+            yield path.relative_to(run).as_posix(), "holds no LoRA weights"
+
+
+def _has_lora(path: Path) -> bool:
+    with safe_open(path, "np") as file:
+        return any(".lora_A." in name for name in file.keys())  # noqa: SIM118 -- not a dict
+
+
+def _weights(folder: Path) -> Sequence[str]:
+    """Return the names of the weight files of a whole model, and of their index."""
+    if not (folder / INDEX).exists():
+        return ["model.safetensors"]
+    try:
+        return [INDEX, *shards(folder)]
+    except (OSError, ValueError):
+        return [INDEX]
+
+
+def curve_problems(run: Path, record: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield the problem of metrics.jsonl, if any; its last line must be that of the last step."""
+    problem = defect(run / CURVES)
+    if problem is None:
+        last = (run / CURVES).read_text(encoding="utf-8").rstrip("\n").rpartition("\n")[2]
+        if json.loads(last).get("step") != record["train"]["steps"]:
+            problem = "ends before the last step"
+    if problem is not None:
+        yield CURVES, problem
+
+
+def mix_problems(run: Path) -> Iterator[Problem]:
+    """Yield the problem of mix.json, if any."""
+    if (problem := defect(run / "mix.json")) is not None:
+        yield "mix.json", problem
+
+
+def score_problems(
+    folder: Path, record: Mapping[str, Any], stages: Sequence[str] = ("base", "tuned")
+) -> Iterator[Problem]:
+    """Yield the problems of the score files that a record lists.
+
+    The `<task>.json` next to each holds the digest of the `<task>.jsonl`; runs of old versions have none.
+    """
+    for stage in stages:
+        for task in record["eval"].get(stage, {}).get("tasks", {}):
+            path = folder / "eval" / stage / f"{task}.jsonl"
+            problem, digest = defect(path), defect(path.with_suffix(".json"))
+            name = path.relative_to(folder).as_posix()
+            if problem is None and digest is None:
+                stored: Any = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+                if dict(stored).get("sha256") != sha256(path.read_bytes()).hexdigest():
+                    problem = "is not what was scored"
+            if problem is not None:
+                yield name, problem
+            elif digest is not None:
+                yield str(Path(name).with_suffix(".json")), digest
 
 
 PACKAGES = (

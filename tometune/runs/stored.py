@@ -22,16 +22,18 @@ from tometune.config.root import Config, PathsConfig, typed
 from tometune.models.source import ADAPTER, WHOLE
 from tometune.runs.identity import MEANING, content_hash, content_of, identity, model_content, plain
 from tometune.runs.inputs import evaluation_fingerprints
-from tometune.runs.integrity import check, score_problems, trained_problems
 from tometune.runs.run import (
     HASH_LETTERS,
     REPEAT,
     DamageError,
+    check,
     check_writable,
     new_record,
     now,
     read_record,
     runs_folder,
+    score_problems,
+    trained_problems,
 )
 
 log = logging.getLogger(__name__)
@@ -70,9 +72,7 @@ def stored_config(folder: Path) -> Config:
     """Return the config of a run folder, which an older or newer version may have written.
 
     Settings that this version lacks are ignored with one warning; settings that the file lacks take their defaults.
-
-    Raises:
-        DamageError: config.yaml is missing or broken, or holds a value that its setting cannot take.
+    DamageError if config.yaml is missing or broken, or holds a value that its setting cannot take.
     """
     path = folder / "config.yaml"
     unknown: list[str] = []
@@ -102,10 +102,9 @@ def stored_config(folder: Path) -> Config:
 
 
 def config_of(folder: Path, record: Mapping[str, Any]) -> Config:
-    """Return the config of a run, checked against the hash in its record: a truncated file can still be valid YAML.
+    """Return the config of a run; DamageError like `stored_config`, or if its hash is not that of the record.
 
-    Raises:
-        DamageError: like `stored_config`, or the hash differs.
+    A truncated file can still be valid YAML.
     """
     config = stored_config(folder)
     if record.get("meaning") != MEANING or "inputs" not in record:
@@ -139,9 +138,7 @@ def with_command_line(stored: Config, composed: Config) -> Config:
     """Return a run's config with the tracking, paths, `model.*` and `eval` settings of the command line.
 
     `eval=…` replaces the whole group, an added task joins the run's own tasks, and `eval.limit=…` changes that value.
-
-    Raises:
-        UserError: the command line chooses something that made the run.
+    UserError if the command line chooses something that made the run.
     """
     target = OmegaConf.structured(stored)
     source = OmegaConf.structured(composed)
