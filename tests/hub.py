@@ -6,11 +6,9 @@ The routes are those of https://huggingface.co/docs/hub/api and of huggingface_h
 
 import base64
 import json
-import mmap
 import re
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1, sha256
@@ -74,22 +72,7 @@ def blob_id(file: Path) -> str:
 @cache
 def _blob_id(file: Path, size: int, _changed: int) -> str:
     """Hash a file once; weights are too large for that in each request."""
-    digest = sha1(b"blob %d\0" % size)
-    with content_of(file) as content:
-        digest.update(content)
-    return digest.hexdigest()
-
-
-@contextmanager
-def content_of(file: Path) -> Iterator[memoryview]:
-    """Yield a file's bytes without reading them all into memory."""
-    with file.open("rb") as opened, ExitStack() as stack:
-        if not file.stat().st_size:
-            yield memoryview(b"")
-            return
-        mapped = stack.enter_context(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
-        with memoryview(mapped) as content:
-            yield content
+    return sha1(b"blob %d\0" % size + file.read_bytes()).hexdigest()
 
 
 class Request(NamedTuple):
@@ -107,7 +90,6 @@ class Hub:
         gated: ids whose files need one of `tokens`.
         private: ids that are only there for those who have one of `tokens`; uploads need one too.
         requests: everything that was asked for so far.
-        commits: the commit of `main` by id, for a repository whose revision is pinned elsewhere; else a hash.
         cut_after: bytes of a file after which the connection breaks, from then on; None lets it be.
         objects: LFS objects by their sha256; kept as soon as they are whole, whether or not a commit names them.
     """
@@ -118,7 +100,6 @@ class Hub:
         self.private: set[str] = set()
         self.tokens: set[str] = set()
         self.requests: list[Request] = []
-        self.commits: dict[str, str] = {}
         self.cut_after: int | None = None
         self.objects: dict[str, bytes] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": self}))
@@ -208,12 +189,9 @@ class Handler(BaseHTTPRequestHandler):
         hidden = repo_id in self.hub.private and self.token not in self.hub.tokens
         if hidden or not repository.folder.is_dir():
             raise NotFoundOnHubError("RepoNotFound", "Repository not found")
-        if revision not in (None, "main", "refs/heads/main", self._commit(repository)):
+        if revision not in (None, "main", "refs/heads/main", repository.commit()):
             raise NotFoundOnHubError("RevisionNotFound", f"Invalid rev id: {revision}")
         return repository
-
-    def _commit(self, repository: Repository) -> str:
-        return self.hub.commits.get(repository.id) or repository.commit()
 
     def _api(self, match: re.Match[str], query: dict[str, list[str]], body: bytes) -> None:
         """Answer `/api/{models,datasets}/{id}` with nothing, `revision`, `tree`, `paths-info` or an upload after it."""
@@ -245,7 +223,7 @@ class Handler(BaseHTTPRequestHandler):
             private, gated = repository.id in self.hub.private, "auto" if repository.id in self.hub.gated else False
             siblings, day = [{"rfilename": path} for path in repository.files()], "2024-07-26T00:00:00.000Z"
             counts = {"private": private, "gated": gated, "disabled": False, "tags": [], "downloads": 0, "likes": 0}
-            commit = self._commit(repository)
+            commit = repository.commit()
             names = {"_id": commit[:24], "id": repository.id, "sha": commit}
             self._json({**names, "siblings": siblings, "lastModified": day, "createdAt": day, **counts})
 
@@ -257,16 +235,14 @@ class Handler(BaseHTTPRequestHandler):
             return self._error(status, "GatedRepo", f"Access to {repository.id} is restricted")
         if (file := repository.files().get(match["path"])) is None:
             raise NotFoundOnHubError("EntryNotFound", f"Entry not found: {match['path']}")
-        headers = {"ETag": f'"{blob_id(file)}"', "X-Repo-Commit": self._commit(repository), "Accept-Ranges": "bytes"}
-        headers["Content-Type"], status = "application/octet-stream", HTTPStatus.OK
-        with content_of(file) as content:
-            first, last = 0, len(content) - 1
-            if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-                first, last = int(wanted[1]), min(int(wanted[2] or last), last)
-                headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-                status = HTTPStatus.PARTIAL_CONTENT
-            with content[first : last + 1] as part:
-                return self._send(status, part, headers)
+        headers = {"ETag": f'"{blob_id(file)}"', "X-Repo-Commit": repository.commit(), "Accept-Ranges": "bytes"}
+        headers["Content-Type"], status, content = "application/octet-stream", HTTPStatus.OK, file.read_bytes()
+        first, last = 0, len(content) - 1
+        if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(wanted[1]), min(int(wanted[2] or last), last)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            status = HTTPStatus.PARTIAL_CONTENT
+        return self._send(status, content[first : last + 1], headers)
 
     def _create(self, asked: dict[str, Any]) -> None:
         repo_id = f"{asked.get('organization') or 'tester'}/{asked['name']}"
@@ -291,7 +267,7 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"Content-Type": "application/json", "X-Error-Message": message}
         self._send(status, json.dumps({"error": message}).encode(), headers | ({"X-Error-Code": code} if code else {}))
 
-    def _send(self, status: HTTPStatus, content: bytes | memoryview, headers: Mapping[str, str]) -> None:
+    def _send(self, status: HTTPStatus, content: bytes, headers: Mapping[str, str]) -> None:
         self.hub.requests.append(Request(self.command, self.path, int(status)))
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(content))}.items():
@@ -299,8 +275,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             cut = self.hub.cut_after if "resolve" in self.path else None
-            with memoryview(content)[:cut] as sent:
-                self.wfile.write(sent)
+            self.wfile.write(content[:cut])
             self.close_connection = self.close_connection or (cut is not None and cut < len(content))
 
     def log_message(self, format: str, *args: Any) -> None:
