@@ -20,6 +20,7 @@ from tometune.models import machine
         (((8, 9), 24, False, True), "tometune train +experiment=quickstart", "+experiment=quickstart"),
         (((8, 9), 23.6, True, False), "bash scripts/setup.sh unsloth", "data=mix_100k trainer=rtx24gb"),
         (((7, 5), 14.6, True, True), "tometune train data=mix_100k trainer=t4 plan=true", "trainer=t4"),
+        (((8, 6), 15.6, True, True), "tometune train data=mix_100k trainer=t4 plan=true", "trainer=t4"),
         (((8, 6), 47.5, True, True), "tometune train data=mix_100k plan=true", "data=mix_100k"),
         (((9, 0), 139.8, True, True), "tometune train data=mix_100k trainer=h200 plan=true", "trainer=h200"),
         (((9, 0), 79.6, True, False), "bash scripts/setup.sh gpu", "trainer=h200"),
