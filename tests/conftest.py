@@ -6,36 +6,60 @@ import os
 import shutil
 import signal
 import subprocess
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
+from tests.fork_server import remember_yaml
 from tests.hub import Hub
 from tests.whole import Done, Workplace, environment
 from tests.whole import run_python as run_in
-
-# Before torch is imported. With as many workers as cores, threads that wait for each other take several times as long.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:  # in the background or under nohup; processes of tests inherit it
         signal.signal(_number, _usual)
 
+# Before torch is imported. Two threads per worker on as many cores as workers make small products ten times slower,
+# because threads of OpenMP keep a core busy while they wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+gc.disable()  # until everything is imported: it would look through the modules of torch again and again
+remember_yaml()
+
 Run = Callable[..., Done]
 
 
+@pytest.hookimpl(trylast=True)  # after those that deselect items
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that hold whole runs, so that no core is idle at the end while another has one left."""
-    long = {item.path for item in items if item.get_closest_marker("whole")}
-    items.sort(key=lambda item: item.path not in long)
+    """Deal the files that hold whole runs to the workers, each of which begins with theirs.
+
+    xdist gives each worker an equal part of the list, and what is left of another's part when it is idle. So no core is
+    idle at the end while another has a whole run left, and few modules make what their tests share twice.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    files = defaultdict(list)
+    for item in items:
+        files[item.path].append(item)
+    runs = {path: sum(item.get_closest_marker("whole") is not None for item in files[path]) for path in files}
+    parts: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    for path in sorted(filter(runs.get, files), key=lambda path: -runs[path]):
+        min(parts, key=len).extend(files[path])
+    rest = [item for item in items if not runs[item.path]]
+    for number, part in enumerate(parts):
+        room = len(items) // workers - len(part) if number < workers - 1 else len(rest)
+        part += rest[: max(room, 0)]
+        del rest[: max(room, 0)]
+    items[:] = [item for part in parts for item in part]
 
 
 def pytest_collection_finish() -> None:
-    """Exempt everything that is imported by now from garbage collection, which is slow with torch and transformers."""
+    """Exempt everything that is imported by now from garbage collection."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
@@ -94,7 +118,8 @@ SECRETS = {
     "HUGGING_FACE_HUB_TOKEN": "hf_5ec2e7OldNameOfTheSame",
     "OPENAI_API_KEY": "sk-5ec2e7SomeOtherKeyInTheEnvironment",
 }
-SMOKE = ("+experiment=smoke", "trainer.max_steps=6")
+TASKS = ("summarisation", "question_answering", "data_to_text", "instruction_following")
+SMOKE = ("+experiment=smoke", "trainer.max_steps=6", *(f"eval.tasks.{task}.max_new_tokens=6" for task in TASKS))
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -104,11 +129,20 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    """A workplace with one finished run, tracked by W&B offline, with secrets in its environment. Read only."""
-    made = Workplace(tmp_path_factory.mktemp("finished"))
-    done = made.verb("train", *SMOKE, "tracking=wandb", "tracking.mode=offline", env=SECRETS)
-    assert done.returncode == 0, done.stderr
-    return made
+    """A workplace with one finished run, tracked by W&B offline, with secrets in its environment. Read only.
+
+    One worker makes it for all.
+    """
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "finished"
+    with FileLock(f"{folder}.lock"):
+        made = folder.exists()
+        folder.mkdir(exist_ok=True)
+        place = Workplace(folder)
+        if not made:
+            done = place.verb("train", *SMOKE, "tracking=wandb", "tracking.mode=offline", env=SECRETS)
+            assert done.returncode == 0, done.stderr
+    return place
 
 
 @pytest.fixture

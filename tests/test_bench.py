@@ -22,8 +22,6 @@ STEPS = [
     {"tokens": 300.0, "tokens_per_second": 300.0, "padded_tokens_per_second": 300.0},
     {"tokens": 200.0, "tokens_per_second": 200.0, "padded_tokens_per_second": 400.0},
 ]
-
-
 SETTINGS_OF_A_RUN = {
     **{"model": "/m", "base": "/b", "pool": "/p", "rows": 9, "gpu": True},
     **{"storage": "nf4", "max_length": 2048},
@@ -37,9 +35,8 @@ def test_speed_is_of_the_steps_after_the_warm_up():
     assert found["overall_tokens_per_second"] == pytest.approx(600 / 3)  # a second each
     assert found["padding_share"] == pytest.approx(1 - 600 / 900)
     bare = [{key: value for key, value in step.items() if key != "tokens"} for step in STEPS[1:3]]
-    assert report.summary(bare, 0)["overall_tokens_per_second"] == pytest.approx(
-        150
-    )  # the same weight: 1/100 and 1/300
+    same_weight = report.summary(bare, 0)["overall_tokens_per_second"]
+    assert same_weight == pytest.approx(150)  # 1/100 and 1/300
 
 
 def test_mfu_and_the_cost_of_a_table():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.conftest import SMOKE
 from tests.exporting.conftest import SHORT, gate_of, save_base
 from tests.exporting.conftest import SMOKE as PEAKED
 from tests.whole import Workplace, answers_of, assert_one_line, curve_of, record_of
@@ -23,7 +24,7 @@ FULL = ("lora=none", "trainer.learning_rate=2e-3")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Path]:
     """A workplace with one finished run, and the run's folder."""
     made = Workplace(tmp_path_factory.mktemp("full"))
-    status, stderr = made.train("+experiment=smoke", *FULL, "trainer.max_steps=6", "eval.base=true")
+    status, stderr = made.train(*SMOKE, *FULL, "eval.base=true")
     assert status == 0, stderr
     assert "full fine-tuning: " in stderr
     return made, made.run_folder()

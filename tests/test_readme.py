@@ -11,7 +11,7 @@ from tests.common.test_hub import CARD, FINETOME, parquet
 from tests.data.conftest import conversation, write_jsonl
 from tests.evaluation.test_hub_tasks import TASKS, write_sets
 from tests.hub import Hub
-from tests.whole import ForkServer, Workplace
+from tests.whole import Workplace
 
 CHECKOUT = Path(__file__).parents[1]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
@@ -39,6 +39,9 @@ COMMANDS = {
 }
 """Each command of the README, in its order, and what makes it cheap."""
 
+NIGHTLY = ("data=mine", "+sweep=does_it_help")
+"""What tests/test_train.py runs, too."""
+
 OTHERS = {
     "git clone <this repository> tometune && cd tometune": "needs an address",
     "bash scripts/quickstart.sh": "below",
@@ -56,7 +59,7 @@ def test_every_command_is_known():
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory):
-    """A workplace with the files that the commands name, a hub with the real names, and a server that reaches it."""
+    """A workplace with the files that the commands name, and a hub with the real names."""
     place = Workplace(tmp_path_factory.mktemp("user"))
     base = [conversation(n, source="infini-instruct-top-500k", score=4.0) for n in range(4)]
     (place.folder / "base.parquet").write_bytes(parquet(base))
@@ -67,18 +70,21 @@ def user(tmp_path_factory: pytest.TempPathFactory):
         hub.add_dataset("arcee-ai/The-Tome", {"train.jsonl": pool.read_text()})
         write_sets(hub)
         place.env |= hub.env(place.folder / "hf")
-        server = ForkServer(place.env)
-        yield place, server
-        server.close()
+        yield place
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=pytest.mark.nightly) if any(word in command for word in NIGHTLY) else command
+        for command in COMMANDS
+    ],
+)
 def test_command(command, user):
-    place, server = user
-    run_id = next((folder.name for folder in place.folder.glob("outputs/tiny-mix_300k-*")), "none")
+    run_id = next((folder.name for folder in user.folder.glob("outputs/tiny-mix_300k-*")), "none")
     words = shlex.split(command.replace("<run_id>", run_id).removeprefix("python "))
-    done = server.run([*words, *COMMANDS[command]], place.env, place.folder)
+    done = user.python(*words, *COMMANDS[command])
     assert done.returncode == (4 if "require" in command else 0), done.stderr
     assert "Traceback" not in done.stderr
     if "require" in command:  # of a single seed
@@ -86,13 +92,12 @@ def test_command(command, user):
     elif "tometune.prepare" in command:
         assert "trainable tokens" in done.stdout
     elif "plan=true" in command:
-        assert not list(place.folder.glob(f"multirun/{re.findall('sweep=([a-z_]+)', command)[0]}/*/run.json"))
+        assert not list(user.folder.glob(f"multirun/{re.findall('sweep=([a-z_]+)', command)[0]}/*/run.json"))
     elif "does_it_help" in command:
         assert "Does adding rows to mine_12 help? A single seed cannot tell." in " ".join(done.stdout.split())
     elif "tometune.report" in command or "-m" in words[2:]:
         assert "Is mix_300k better than mix_100k?" in done.stdout
-        assert "publish" not in command or "wandb sync" in done.stdout
-        assert len(list(place.folder.glob("multirun/table/tiny-mix_*/run.json"))) == 2
+        assert len(list(user.folder.glob("multirun/table/tiny-mix_*/run.json"))) == 2
     else:
         assert ("held_out_base" if "data=mine" in command else "mean of tasks") in done.stdout
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from tests.conftest import SMOKE
 from tests.data.conftest import conversation, write_jsonl
 from tests.whole import assert_one_line
 
 pytestmark = pytest.mark.whole
 
-SMOKE = ("+experiment=smoke", "trainer.max_steps=6")
 FILES = ("model=tiny", "eval=pydocs", "tracking=none", "data=files_100k", "data.rows=10", "paths.cache=bad-cache")
 POOL = ("data=files_200k", "data.base.rows=12", "data.pool.path=pool.jsonl")
 

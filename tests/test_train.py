@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from tests.conftest import SECRETS, SMOKE
+from tests.conftest import SECRETS, SMOKE, TASKS
 from tests.data.conftest import conversation, write_jsonl
 from tests.tracking.conftest import records, the_folder
 from tests.whole import Workplace, adapter_of, assert_one_line, curve_of, record_of
@@ -26,7 +26,6 @@ def run(finished: Workplace) -> Path:
 
 
 NUMBERS = {"rouge1": float, "rouge2": float, "rougeL": float}
-TASKS = ("summarisation", "question_answering", "data_to_text", "instruction_following")
 STAGE = {**NUMBERS, "tasks": {name: {**NUMBERS, "examples": int} for name in TASKS}}
 CONTRACT: dict[str, Any] = {
     **{"schema": int, "run_id": str, "status": str, "meaning": int, "config_hash": str, "seed": int},
