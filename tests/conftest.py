@@ -24,8 +24,8 @@ for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
     if signal.getsignal(_number) is signal.SIG_IGN:  # in the background or under nohup; processes of tests inherit it
         signal.signal(_number, _usual)
 
-# Before torch is imported. Two threads per worker on as many cores as workers make small products ten times slower,
-# because threads of OpenMP keep a core busy while they wait for each other.
+# Before torch is imported. With several threads per worker, small products are slow on cores that are busy, because
+# threads of OpenMP keep a core busy while they wait for each other. On free cores one thread is as fast.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 gc.disable()  # until everything is imported: it would look through the modules of torch again and again
 remember_yaml()
