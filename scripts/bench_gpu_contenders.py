@@ -126,7 +126,7 @@ def matmul(_: Result) -> Result:
 
     size, seconds = 8192, []
     left, right = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(30):
+    for _round in range(30):
         torch.cuda.synchronize()
         began = time.perf_counter()
         left @ right

@@ -106,8 +106,8 @@ def training_table(contenders: dict[str, Result]) -> Table:
         rest = (f"{each['padding_share']:.1%}", used, f"{each['peak_memory_gb']:.1f}")
         dollars = "" if each["run_dollars"] is None else f"{each['run_dollars']:.2f}"
         hours = "" if each["table_hours"] is None else f"{each['table_hours']:.2f}"
-        ends = (f"{each['seconds_to_first_step']:.0f}", hours, dollars)
-        ends += (f"{each['loss']:.3f}", f"{each['grad_norm']:.3f}")  # a record that does not learn is none
+        learned = (f"{each['loss']:.3f}", f"{each['grad_norm']:.3f}")  # a record that does not learn is none
+        ends = (f"{each['seconds_to_first_step']:.0f}", hours, dollars, *learned)
         shown.add_row(name, *(f"{speed:,.0f}" for speed in speeds), *rest, *ends)
     return shown
 

@@ -133,7 +133,7 @@ def start(model: str, base: str, pool: str, rows: str, outputs: str) -> Result:
         print(json.dumps(result), flush=True)
         os._exit(0)
 
-    load.load_model = timed
+    load.load_model = timed  # type: ignore[assignment]
     choices = [
         "trainer=cpu",
         "eval=pydocs",

@@ -137,7 +137,7 @@ class Scaling:
 
     def sweep(self) -> Result:
         """Make the same nine runs one after the other on one GPU, and side by side on all."""
-        most, found = max(self.gpus), {}
+        most, found = max(self.gpus), dict[str, Result]()
         launcher = ["hydra/launcher=ray_local", f"+hydra.launcher.ray.init.num_cpus={max(most, 4)}"]
         launcher += ["hydra.launcher.ray.remote.num_gpus=0"] if self.options.rehearse else []
         for name, gpus, how in (("one", 1, []), ("ray", most, launcher)):

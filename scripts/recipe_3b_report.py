@@ -133,7 +133,7 @@ def measured(phase: Phase, samples: Sequence[Sequence[float | None]], whole: flo
     during = [row for row in samples if row[0] is not None and phase.start <= row[0] <= phase.end]
     busy = [row[1] for row in during if row[1] is not None]
     settled = [row for row in during if row[0] is not None and row[0] >= phase.start + 1]
-    gpu, host, disk = ([row[place] for row in settled if row[place] is not None] for place in (2, 3, 4))
+    gpu, host, disk = ([value for row in settled if (value := row[place]) is not None] for place in (2, 3, 4))
     return {
         "command": "next_cell" if phase.cell == 2 else phase.command,
         "phase": phase.name,

@@ -21,5 +21,6 @@ fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
+.venv/bin/mypy scripts
 .venv/bin/lint-imports --no-cache
 .venv/bin/python -m pytest -n auto --dist worksteal "${marks[@]}" "$@"
