@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ HEAVY = (
     "tometune.reporting.report_files",
     "tometune.config.app",
     "sacrebleu.metrics",
-    "wandb.sdk.launch.inputs.internal",  # two seconds of imports with which each tracked run would begin
+    "wandb.sdk.launch.inputs.internal",  # otherwise each tracked run spends two seconds importing it
 )
 
 SIGNS = ("sweep.json", "*/run.json", "*/eval/*/*.jsonl", "*/checkpoints/checkpoint-*")
@@ -56,7 +57,7 @@ SIGNS = ("sweep.json", "*/run.json", "*/eval/*/*.jsonl", "*/checkpoints/checkpoi
 
 def serve() -> dict[str, Any] | None:
     """Answer requests; returns a request in the child that carries it out, None when there are no more."""
-    gc.disable()  # it would look through the imported modules again and again
+    gc.disable()  # collections during imports are slow and free nothing
     for name in HEAVY:
         importlib.import_module(name)
     Plugins.instance()  # finds Hydra's plugins, which takes each first command a third of a second
@@ -92,7 +93,14 @@ def remember_yaml() -> None:
     parsed = functools.cache(lambda text: yaml.load(text, get_yaml_loader()))
 
     def remembered(file: Any) -> Any:
-        return load(file) if isinstance(file, (str, Path)) else OmegaConf.create(parsed(file.read()) or {})
+        if isinstance(file, (str, Path)):
+            return load(file)
+        with suppress(yaml.YAMLError):  # its message names the file, which a text has not
+            content = parsed(file.read())
+            if isinstance(content, dict):
+                return OmegaConf.create(content)
+        file.seek(0)
+        return load(file)
 
     OmegaConf.load = staticmethod(remembered)  # type: ignore[method-assign]
 
@@ -107,7 +115,10 @@ def compose_once() -> None:
 
 
 def read_hub_settings() -> None:
-    """Read the variables HF_*, which the libraries of the hub read when they are imported, from this environment."""
+    """Read the variables HF_*, which the libraries of the hub read when they are imported, from this environment.
+
+    Values that huggingface_hub copies (for progress bars, git credentials and tools for its cache) stay those of the server.
+    """
     import datasets.config
     from huggingface_hub import constants, hf_api
 
@@ -176,7 +187,7 @@ def carry_out(request: dict[str, Any]) -> int:
 
     os.environ.clear()
     os.environ.update(request["env"])
-    os.fsync = lambda descriptor: None  # kills are of processes, whose writes the kernel has
+    os.fsync = lambda descriptor: None  # tests kill processes, not machines, so written data survives without it
     read_hub_settings()
     os.chdir(request["folder"])
     torch.set_num_threads(int(request["env"].get("OMP_NUM_THREADS", os.cpu_count() or 1)))

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 
 from tests.data.conftest import conversation, error_of, files, write_jsonl
 from tests.hub import Hub
-from tests.whole import ForkServer
+from tests.whole import environment, fork_server
 from tometune.common.errors import UserError
 from tometune.config.data import SourceConfig
 from tometune.data.sources import files_of, fingerprint, read
@@ -166,20 +166,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(hub, folder):
-    server = ForkServer(hub.env(folder / "hf"))
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def ask(client, folder):
+def ask(hub, folder):
     """Return a function that standardises sources one after the other, and returns rows or errors."""
+    env, in_a_fork = environment(folder) | hub.env(folder / "hf"), fork_server().run
 
-    def standardised(*sources, run=client.run, **options):
+    def standardised(*sources, run=in_a_fork, **options):
         arguments = ["-m", __name__, json.dumps(sources), str(folder / "cache"), str(folder / "answer")]
         (folder / "answer").unlink(missing_ok=True)
-        done = run(arguments, client.env, Path.cwd(), **options)
+        done = run(arguments, env, Path.cwd(), **options)
         return json.loads((folder / "answer").read_text()) if done.returncode == 0 else done.returncode
 
     return standardised
