@@ -27,7 +27,7 @@ for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 # Before torch is imported. With several threads per worker, small products are slow on cores that are busy, because
 # threads of OpenMP keep a core busy while they wait for each other. On free cores one thread is as fast.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-gc.disable()  # until everything is imported: it would look through the modules of torch again and again
+gc.disable()  # until the tests are collected: collections during imports are slow and free nothing
 remember_yaml()
 
 Run = Callable[..., Done]
@@ -60,6 +60,12 @@ def pytest_collection_finish() -> None:
     """Exempt everything that is imported by now from garbage collection."""
     gc.freeze()
     gc.enable()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Collect garbage in the process that only deals out tests to workers."""
+    if session.config.getoption("numprocesses", None):
+        gc.enable()
 
 
 @pytest.fixture
@@ -135,13 +141,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "finished"
+    folder.mkdir(exist_ok=True)
+    place, made = Workplace(folder), folder / "made"
     with FileLock(f"{folder}.lock"):
-        made = folder.exists()
-        folder.mkdir(exist_ok=True)
-        place = Workplace(folder)
-        if not made:
+        if not made.exists():
             done = place.verb("train", *SMOKE, "tracking=wandb", "tracking.mode=offline", env=SECRETS)
             assert done.returncode == 0, done.stderr
+            made.touch()
     return place
 
 

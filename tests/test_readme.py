@@ -39,9 +39,6 @@ COMMANDS = {
 }
 """Each command of the README, in its order, and what makes it cheap."""
 
-NIGHTLY = ("data=mine", "+sweep=does_it_help")
-"""What tests/test_train.py runs, too."""
-
 OTHERS = {
     "git clone <this repository> tometune && cd tometune": "needs an address",
     "bash scripts/quickstart.sh": "below",
@@ -74,13 +71,7 @@ def user(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param(command, marks=pytest.mark.nightly) if any(word in command for word in NIGHTLY) else command
-        for command in COMMANDS
-    ],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_command(command, user):
     run_id = next((folder.name for folder in user.folder.glob("outputs/tiny-mix_300k-*")), "none")
     words = shlex.split(command.replace("<run_id>", run_id).removeprefix("python "))

@@ -6,25 +6,24 @@ from hashlib import sha256
 import httpx
 import pytest
 
-from tests.exporting.conftest import LIMITS, TOKEN
-from tometune import export
+from tests.exporting.conftest import TOKEN
 from tometune.common.errors import UserError
-from tometune.config.root import Config, PathsConfig
 from tometune.exporting.hub import check_repository, files_of, push
 
 
 @pytest.mark.whole
-def test_a_pushed_model_is_private_and_has_the_files_of_the_export(trained, exported, ours, capsys, caplog):
-    caplog.set_level("INFO")
-    paths = PathsConfig(cache=str(trained.folder / "cache"))
-    wanted = {"run": str(trained.run_folder()), "format": "merged_16bit", "push_to": "tester/tuned"}
-    export.main.__wrapped__(Config(**wanted, paths=paths, export=LIMITS))
-    assert "exists and passed its checks" in caplog.text
-    assert f"{ours.url}/tester/tuned" in capsys.readouterr().out
-    assert ours.private == {"tester/tuned"}
+def test_a_pushed_model_is_private_and_has_the_files_of_the_export(trained, exported, hub, tmp_path):
+    hub.tokens.add(TOKEN)
+    env = hub.env(tmp_path / "hf") | {"HF_TOKEN": TOKEN}
+    run = f"run={trained.run_folder()}"
+    done = trained.verb("export", run, "format=merged_16bit", "push_to=tester/tuned", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "exists and passed its checks" in done.stderr
+    assert f"{hub.url}/tester/tuned" in done.stdout
+    assert hub.private == {"tester/tuned"}
     pushed, made = (
         {path.name: path.read_bytes() for path in folder.iterdir()}
-        for folder in (ours.root / "models" / "tester" / "tuned", exported / "merged_16bit")
+        for folder in (hub.root / "models" / "tester" / "tuned", exported / "merged_16bit")
     )
     assert b'from_pretrained("tester/tuned")' in pushed.pop("README.md")
     assert pushed == {name: content for name, content in made.items() if name != "README.md"}

@@ -4,12 +4,13 @@ import os
 import random
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import SMOKE
 from tests.training.conftest import packs, settings
-from tests.whole import adapter_of, answers_of, curve_of, record_of, scores_of
+from tests.whole import Workplace, adapter_of, answers_of, curve_of, record_of, scores_of
 from tometune.common.process import Stopped
 
 TWELVE = ("+experiment=smoke", "trainer.max_steps=12", "trainer.save_steps=3", "trainer.learning_rate=1e-2")
@@ -71,14 +72,15 @@ def test_a_run_that_dies_again_and_again_ends_as_the_unbroken_one(place):
 
 @pytest.mark.whole
 def test_a_completed_run_prints_its_table_and_needs_no_torch(finished, tmp_path):
-    run = finished.run_folder()
+    copy = Workplace(Path(shutil.copytree(finished.folder, tmp_path / "copy")))
+    run = copy.run_folder()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     (tmp_path / "watch.py").write_text(
         "import runpy, sys\n"
         "runpy.run_module('tometune.train', run_name='__main__', alter_sys=True)\n"
         "print('heavy:', *sorted({'torch', 'transformers', 'trl', 'datasets', 'wandb'} & set(sys.modules)))\n"
     )
-    done = finished.python(str(tmp_path / "watch.py"), *SMOKE)
+    done = copy.python(str(tmp_path / "watch.py"), *SMOKE)
     assert done.returncode == 0, done.stderr
     assert "nothing to do" in done.stderr
     assert "ROUGE-L" in done.stdout
