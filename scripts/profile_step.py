@@ -1,10 +1,13 @@
-"""Profile some steps of a training: GPU time by kind of kernel, the GPU's idle share, and where Python spends its time.
+"""Profile some steps of a training: GPU time by kind of kernel, the GPU's idle share, and the main thread's functions.
 
-python scripts/profile_step.py FILE.json --from 60 --steps 4 model=smollm2_135m data=files_100k …
-torchrun --nproc-per-node 2 scripts/profile_step.py FILE.json --from 60 --steps 4 model=smollm2_135m …
+python scripts/profile_step.py FILE.json --from 61 --steps 4 model=smollm2_135m data=files_100k …
+torchrun --nproc-per-node 2 scripts/profile_step.py FILE.json --from 61 --steps 4 model=smollm2_135m …
 
 All other arguments are overrides of `tometune.train`. Kernels are recorded during `--steps` steps, and Python's
-functions during as many after them, because that slows Python down. With several processes the first one writes.
+functions during as many after them, under cProfile, which slows Python down; waiting for the GPU counts as their time.
+The log line and the checkpoint of the step `--from` are part of what is recorded, if they are due. The GPU has no work
+left when the recording begins, so its first step counts as idle until Python has started it. With several processes
+the first one writes, and a kernel of NCCL that waits for another GPU counts as work.
 """
 
 import argparse
@@ -21,6 +24,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from tometune.runs.run import git_state, versions
 from tometune.train import main as train
 from tometune.training.trainer import StepCallback
 
@@ -28,7 +32,7 @@ KINDS = {
     "communication": r"nccl",
     "expanding 4 bits": r"dequant",
     "attention": r"flex_attention|flash|fmha",
-    "matrix products": r"nvjet|gemm|cutlass|xmma|triton_tem",
+    "matrix products": r"nvjet|gemm|cutlass|xmma|splitk|triton_tem",
     "fused by the compiler": r"^triton_",
 }
 """Patterns of kernel names, of which the first that matches counts."""
@@ -94,7 +98,9 @@ def summary(events: Any, seconds: float, steps: int, gpu: bool) -> dict[str, Any
         "busy_ms_per_step": round(busy / steps, 2),
         "idle_share": round(1 - busy / (seconds * 1e3), 4),
         "by_kind": {kind: round(time, 2) for kind, time in sorted(by_kind.items(), key=lambda item: -item[1])},
-        "kernels": [[name[:100], round(sum(times) / steps, 2), len(times) // steps] for name, times in longest],
+        "kernels": [
+            [name[:100], round(sum(times) / steps, 2), round(len(times) / steps, 2)] for name, times in longest
+        ],
     }
 
 
@@ -102,13 +108,13 @@ def functions(profiler: cProfile.Profile, steps: int) -> list[list[Any]]:
     """Return the functions with most time of their own: name, ms per step, calls, and ms with what they called."""
     stats: Any = pstats.Stats(profiler)
     rows = sorted(stats.stats.items(), key=lambda item: -item[1][2])[:FUNCTIONS]
-    place = re.compile(r".*/(?:site-packages/|site/|repo\d*/)?")
+    place = re.compile(r".*/(?:site-packages|lib/python[\d.]+)/")
 
     def ms(seconds: float) -> float:
         return round(seconds * 1e3 / steps, 2)
 
     return [
-        [f"{place.sub('', file)}:{line} {name}", ms(own), calls // steps, ms(whole)]
+        [f"{place.sub('', file)}:{line} {name}", ms(own), round(calls / steps, 2), ms(whole)]
         for (file, line, name), (_, calls, own, whole, _) in rows
     ]
 
@@ -117,7 +123,7 @@ def main() -> None:
     """Train with a profiler that listens to the steps, and write what it found."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--from", dest="first", type=int, default=60, help="the last step before the recording")
+    parser.add_argument("--from", dest="first", type=int, default=61, help="the last step before the recording")
     parser.add_argument("--steps", type=int, default=4)
     options, overrides = parser.parse_known_args()
     file = options.file.resolve()
@@ -132,8 +138,19 @@ def main() -> None:
     try:
         train()
     finally:
-        if os.environ.get("RANK", "0") == "0":
-            file.write_text(json.dumps(profiler.found, indent=1) + "\n", encoding="utf-8")
+        if os.environ.get("RANK", "0") == "0" and "python" in profiler.found:
+            git = git_state()
+            circumstances = {
+                "commit": f"{git['commit']}{' with uncommitted changes' if git['dirty'] else ''}",
+                "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+                "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+                "overrides": overrides,
+                "steps": f"{options.first + 1} to {options.first + options.steps}",
+            }
+            file.write_text(json.dumps({**circumstances, **profiler.found}, indent=1) + "\n", encoding="utf-8")
+    if "python" not in profiler.found:
+        needed = options.first + 2 * options.steps
+        sys.exit(f"no profile: the run is finished, has fewer than {needed} steps, or trains in Unsloth's process")
 
 
 if __name__ == "__main__":
