@@ -32,7 +32,11 @@ def cached_folder(
     The folder is `<root>/<kind>/<hash of the key>`. The key holds everything that can change the content, as plain
     values, and is stored in the folder as config.json. `build` fills a folder with a temporary name, which is then
     renamed. If two processes build it at once, the first to finish wins and both use its folder; with `alone`, the
-    second waits for the first instead. files.json has the digest of each file. Raises like `disk_errors`.
+    second waits for the first instead. files.json has the digest of each file.
+
+    Raises:
+        UserError: the cache cannot be written to.
+        SaveError: the disk is full.
     """
     text = json.dumps(key, sort_keys=True, indent=2, ensure_ascii=False)
     final = folder_of(root, kind, key)
@@ -68,7 +72,11 @@ def folder_of(root: Path, kind: str, key: Mapping[str, Any]) -> Path:
 
 
 def remove_damaged(folder: Path) -> bool:
-    """Remove a cached folder if a file is missing or changed, and return whether that was so; UserError if it stays."""
+    """Remove a cached folder of which a file is missing or changed, and return whether that was so.
+
+    Raises:
+        UserError: the folder cannot be removed.
+    """
     if changed_file(folder) is None:
         return False
     lock = _lock_of(folder)

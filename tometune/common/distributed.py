@@ -127,7 +127,11 @@ def sum_gradients(weights: list["nn.Parameter"]) -> None:
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """Run the body in the first process, then in the others; if it fails in the first, they raise a RelayedError."""
+    """Run the body in the first process, then in the others. An error in the first one stops all.
+
+    Raises:
+        RelayedError: in the others, if the first failed.
+    """
     if not is_first():
         if reason := agree(""):
             raise RelayedError(reason)
@@ -142,7 +146,11 @@ def first_alone() -> Iterator[None]:
 
 
 def by_first(action: Callable[[], Found]) -> Found:
-    """Call a function in the first process only, and return its result in every process; fails like `first_alone`."""
+    """Call a function in the first process only, and return its result in every process.
+
+    Raises:
+        RelayedError: in the others, if it failed.
+    """
     found: list[Found] = []
     with first_alone():
         if is_first():

@@ -42,8 +42,11 @@ class SaveError(RuntimeError):
 def disk_errors(folder: Path, setting: str | None = None) -> Iterator[None]:
     """Turn errors of writing to a folder into one line that names the folder and the fix.
 
-    A full disk is a SaveError. Something in the way is a UserError; so is missing access, if `setting` is given, the
-    full key that sets the folder.
+    Missing access is reported if `setting`, the full key that sets the folder, is given.
+
+    Raises:
+        SaveError: the disk is full.
+        UserError: the folder cannot be written to, or something is in the way.
     """
     try:
         yield

@@ -48,8 +48,10 @@ def commit_of(key: str, repository: str, revision: str, kind: str) -> str:
     branch moves, it is another cache entry and another run. With HF_HUB_OFFLINE=1 nothing is asked: it is the commit
     that we, or the hub's own cache, last saw behind the revision, or else the revision itself.
 
-    `key` is the config key that names the repository, e.g. `model.id`; `kind` is `model` or `dataset`. UserError if
-    there is no such repository or revision, or the hub cannot be reached.
+    `key` is the config key that names the repository, e.g. `model.id`; `kind` is `model` or `dataset`.
+
+    Raises:
+        UserError: there is no such repository or revision, or the hub cannot be reached.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.file_download import repo_folder_name

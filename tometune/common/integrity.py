@@ -71,7 +71,11 @@ CHECKS: dict[str, Callable[[Path], object]] = {
 
 
 def shards(folder: Path) -> list[str]:
-    """Return the names of the weight files that the index of a whole model lists, in order; ValueError if none."""
+    """Return the names of the weight files that the index of a whole model lists, in order.
+
+    Raises:
+        ValueError: it lists none.
+    """
     try:
         content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         return sorted(set(content["weight_map"].values()))

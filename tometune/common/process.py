@@ -32,13 +32,14 @@ def stop_signals(handler: Callable[[int, FrameType | None], None] = stop) -> Ite
     """Call a handler for each stop signal while the body runs. Signals that are ignored (`nohup`) stay ignored."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     main = threading.current_thread() is threading.main_thread()  # no other thread may set a handler
-    handled = {number: old for number, old in before.items() if old != signal.SIG_IGN and main}
+    handled = [number for number, old in before.items() if old != signal.SIG_IGN and main]
     try:
         for number in handled:
             signal.signal(number, handler)
         yield
     finally:
-        for number, old in handled.items():
+        for number in handled:
+            old = before[number]
             signal.signal(number, signal.SIG_DFL if old is None else old)  # None: it was not set from Python
 
 

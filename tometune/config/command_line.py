@@ -60,7 +60,11 @@ class CommandLine:
 
 
 def read_command_line(arguments: Sequence[str] | None = None) -> CommandLine:
-    """Read the arguments given, or those of this process; UserError if one is unknown or has no effect."""
+    """Read the arguments of this process, or those given.
+
+    Raises:
+        UserError: an option is not one of Hydra's, or an override would have no effect.
+    """
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -180,10 +184,13 @@ def read_by(verb: str, values: Mapping[str, Any], prefix: str = "") -> dict[str,
 
 
 def check_keys(verb: str, overrides: Sequence[str]) -> None:
-    """Raise ConfigError, with one line per key, if the command line sets keys that only other verbs read.
+    """Check that the command line sets nothing that the verb does not read.
 
     Choosing an option of a group that the verb does not read is only a warning, so that one command line can serve
     several verbs.
+
+    Raises:
+        ConfigError: a key is set that only other verbs read; one line per key.
     """
     problems = []
     known = {field.name for field in fields(Config)}

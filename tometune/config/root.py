@@ -191,8 +191,10 @@ def _schema() -> DictConfig:
 def typed(composed: DictConfig) -> Config:
     """Turn a composed config, whose `hydra` node is left out, into dataclasses.
 
-    It is merged into the schema again, because an override with a plus can add keys that the schema does not have. Such
-    a key, or a value that cannot be resolved, raises an OmegaConfBaseException.
+    It is merged into the schema again, because an override with a plus can add keys that the schema does not have.
+
+    Raises:
+        OmegaConfBaseException: a key is not in the schema, or a value cannot be resolved.
     """
     values: Any = OmegaConf.to_container(composed)
     values.pop("hydra", None)

@@ -46,8 +46,10 @@ class Jobs:
 def jobs_of(line: CommandLine) -> Jobs | None:
     """Return the runs of a command line, composed as Hydra will compose them; None if it is a single run.
 
-    A run that fails the checks is listed with its problems. The others still run, whatever their order. ConfigError if
-    a run cannot be composed, one size replaces those of a preset, or every run fails the checks.
+    A run that fails the checks is listed with its problems. The others still run, whatever their order.
+
+    Raises:
+        ConfigError: a run cannot be composed, one size replaces those of a preset, or every run fails the checks.
     """
     if not line.multirun and not any(text.startswith(("+", "hydra")) for text in line.overrides):
         return None  # saves a composition: without -m, only an added group (+sweep=…) or a key of Hydra makes a sweep
@@ -111,8 +113,10 @@ def to_config(composed: DictConfig, hydra_node: HydraConf | DictConfig) -> Confi
 
     If the command line sets the model's id but not its name, the last part of the id becomes its name. The runs of a
     sweep without a name share the name `adhoc`; their settings that have no effect are reset to the defaults. The name
-    of a mix says how many rows are held out of its base. ConfigError if a value cannot be resolved, or if keys of a
-    pool or an adapter are set for a single run that has none.
+    of a mix says how many rows are held out of its base.
+
+    Raises:
+        ConfigError: a value cannot be resolved, or keys of a pool or an adapter are set for a single run that has none.
     """
     with composition_errors():
         config = typed(composed)

@@ -32,9 +32,11 @@ log = logging.getLogger(__name__)
 
 
 def finished_record(folder: Path) -> tuple[dict[str, Any], Config]:
-    """Return run.json and the config of a run whose training and scoring are done; UserError if it is not finished.
+    """Return run.json and the config of a run whose training and scoring are done and whose weights are whole.
 
-    DamageError if one of these files, or of the weights, is missing or damaged.
+    Raises:
+        DamageError: a file is missing or damaged.
+        UserError: there is no such run, or it is not finished.
     """
     record = read_record(folder)
     if record["status"] != "completed":

@@ -181,7 +181,10 @@ def cache_folder(config: Config) -> Path:
 def fingerprints(config: Config) -> dict[str, str]:
     """Return an identifier of the content of each input (a hash or commit), by its key in the config.
 
-    Imports no torch and loads nothing; the hub is asked for commits only. UserError if an input does not exist.
+    Imports no torch and loads nothing; the hub is asked for commits only.
+
+    Raises:
+        UserError: a file or folder is missing, or the hub does not have an input.
     """
     from tometune.data import sources
 

@@ -54,8 +54,10 @@ class BusyError(UserError):
 def run_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a run while the body runs. Makes the run's folder, and removes it if it is empty at the end.
 
-    The lock is the kernel's (flock), so it is free again when its owner ends, in whatever way. BusyError if another
-    process holds it.
+    The lock is the kernel's (flock), so it is free again when its owner ends, in whatever way.
+
+    Raises:
+        BusyError: another process holds the lock.
     """
     made, path = [folder, *(path for path in folder.parents if not path.exists())], folder / NAME
     lock = _acquire(folder)

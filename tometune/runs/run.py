@@ -100,8 +100,10 @@ class Run:
 
         A run that is killed or stopped by a signal stays `running`, and the same command resumes it. Under torchrun
         only the first process writes. `facts` are the entries known before training, e.g. `model` and `data`. The
-        config is stored as config.yaml, and the manifest of the mix as mix.json. SaveError if the disk is full;
-        everything saved before is valid.
+        config is stored as config.yaml, and the manifest of the mix as mix.json.
+
+        Raises:
+            SaveError: the disk is full; everything saved before is valid.
         """
         before = self.record
         attempt = {"attempts": before.get("attempts", 0) + 1, "train": before.get("train")}

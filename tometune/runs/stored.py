@@ -72,7 +72,9 @@ def stored_config(folder: Path) -> Config:
     """Return the config of a run folder, which an older or newer version may have written.
 
     Settings that this version lacks are ignored with one warning; settings that the file lacks take their defaults.
-    DamageError if config.yaml is missing or broken, or holds a value that its setting cannot take.
+
+    Raises:
+        DamageError: config.yaml is missing or broken, or holds a value that its setting cannot take.
     """
     path = folder / "config.yaml"
     unknown: list[str] = []
@@ -102,9 +104,10 @@ def stored_config(folder: Path) -> Config:
 
 
 def config_of(folder: Path, record: Mapping[str, Any]) -> Config:
-    """Return the config of a run; DamageError like `stored_config`, or if its hash is not that of the record.
+    """Return the config of a run, checked against the hash in its record: a truncated file can still be valid YAML.
 
-    A truncated file can still be valid YAML.
+    Raises:
+        DamageError: like `stored_config`, or the hash differs.
     """
     config = stored_config(folder)
     if record.get("meaning") != MEANING or "inputs" not in record:
@@ -138,7 +141,9 @@ def with_command_line(stored: Config, composed: Config) -> Config:
     """Return a run's config with the tracking, paths, `model.*` and `eval` settings of the command line.
 
     `eval=…` replaces the whole group, an added task joins the run's own tasks, and `eval.limit=…` changes that value.
-    UserError if the command line chooses something that made the run.
+
+    Raises:
+        UserError: the command line chooses something that made the run.
     """
     target = OmegaConf.structured(stored)
     source = OmegaConf.structured(composed)

@@ -41,15 +41,17 @@ class Cell:
 
 
 def read_cells(folder: Path) -> list[Cell]:
-    """Return the cells that a folder's sweep.json lists; raises like `read_sweep_file`."""
+    """Return the cells that a folder's sweep.json lists; an empty list if the file is missing.
+
+    Raises:
+        DamageError: it is broken; the next command of the sweep writes it again.
+        UserError: it has another schema.
+    """
     return read_sweep_file(folder)[0]
 
 
 def read_sweep_file(folder: Path) -> tuple[list[Cell], dict[str, Any] | None]:
-    """Return the cells (none if the file is missing) and the question, None if it was not recorded.
-
-    UserError if it has another schema; DamageError if it is broken: the next command of the sweep writes it again.
-    """
+    """Return the cells and the question, None if it was not recorded; raises like `read_cells`."""
     path = folder / NAME
     if (problem := defect(path)) == "is missing":
         return [], None
