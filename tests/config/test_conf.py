@@ -34,7 +34,7 @@ NEEDED = {
     "+sweep=leave_one_source_out": ["sweep.sources=[a,b]"],
     "+sweep=does_it_help": ["data.path=base.jsonl"],
 }
-"""What else a choice needs."""
+"""Overrides that an option requires."""
 
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
 
@@ -48,7 +48,7 @@ def options(group: str, key: str = "") -> list[str]:
 GROUPS = [options(group) for group in ("data", "lora", "eval", "model", "tracking", "trainer")]
 GROUPS.append(options("eval/task", "+eval/task@eval.tasks.my_{}"))
 TOGETHER = [[*filter(None, row)] for row in zip_longest(*GROUPS)]
-"""One option of each group at a time, as long as it has another one."""
+"""Each row holds the next option of every group that has one."""
 
 ALONE = [[choice] for group in ("chat", "export", "hydra/launcher") for choice in options(group)]
 ALONE += [[choice, "seed=0"] for choice in options("experiment", "+experiment")]
@@ -78,7 +78,7 @@ def test_sweeps_compose(choice, monkeypatch):
 
 
 def each_value_once(cells: list[list[str]]) -> list[list[str]]:
-    """Return cells of a sweep in which each of its values is, since composing all of them takes long."""
+    """Return enough cells of a sweep to hold each of its values once; composing all of them takes long."""
     seen = set[str]()
     return [cell for cell in cells if not seen.issuperset(cell) and not seen.update(cell)]
 

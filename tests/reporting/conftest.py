@@ -17,7 +17,7 @@ PARSED: dict[str, Config] = {}
 
 @pytest.fixture(autouse=True)
 def each_config_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of the time of reading a sweep is parsing config.yaml, and copies of a sweep have the same ones."""
+    """Parse each config.yaml once by content: parsing takes most of the time in which a sweep is read."""
     parse = stored.stored_config
 
     def stored_config(folder: Path) -> Config:

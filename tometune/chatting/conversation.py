@@ -1,4 +1,6 @@
-"""Conversations with one or two models: prompts, answers, truncation to the context, export as ShareGPT; `Engine`.
+"""Conversations with one or two models: prompts, answers, truncation to the context, export as ShareGPT.
+
+It also defines `Engine`, what all engines of the chat have in common.
 
 Imports no torch.
 """
