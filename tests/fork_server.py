@@ -117,7 +117,8 @@ def compose_once() -> None:
 def read_hub_settings() -> None:
     """Read the variables HF_*, which the libraries of the hub read when they are imported, from this environment.
 
-    Values that huggingface_hub copies (for progress bars, git credentials and tools for its cache) stay those of the server.
+    Values that huggingface_hub copies (for progress bars, git credentials and tools for its cache) stay those of the
+    server.
     """
     import datasets.config
     from huggingface_hub import constants, hf_api
