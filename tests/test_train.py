@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from tests.conftest import SECRETS, SMOKE, TASKS
 from tests.data.conftest import conversation, write_jsonl
 from tests.tracking.conftest import records, the_folder
-from tests.whole import Workplace, adapter_of, assert_one_line, curve_of, record_of
+from tests.whole import Workplace, adapter_of, answers_of, assert_one_line, curve_of, record_of
 from tometune.config.command_line import READS
 from tometune.config.root import Config
 from tometune.tracking.tracker import program
@@ -123,6 +123,20 @@ def test_a_folder_of_another_config_is_refused(run, place):
     done = place.verb("train", *SMOKE, "paths.outputs=foreign")
     assert done.returncode == 2
     assert_one_line(done, r"foreign/tiny-\S+: belongs to another config .*move it away or set paths\.outputs")
+
+
+@pytest.mark.nightly
+def test_the_same_command_with_two_threads_makes_the_same_run_twice(place):
+    """With steps large enough to be split between them; other tests run with one thread."""
+    command = (*SMOKE, "eval.base=false", "trainer.conversations_per_step=16", "trainer.micro_batch=16")
+    env, runs = {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}, []
+    for outputs in ("first", "second"):
+        status, stderr = place.train(*command, f"paths.outputs={outputs}", env=env, fresh=True)
+        assert status == 0, stderr
+        runs.append(place.run_folder(outputs))
+        assert record_of(runs[-1])["model"]["device_name"].endswith(" 2 threads")
+    for read in (adapter_of, curve_of, answers_of):
+        assert read(runs[0]) == read(runs[1]), read
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(place, run, mounted):

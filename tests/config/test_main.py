@@ -86,12 +86,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(command):
 
 def test_the_runs_of_a_sweep_share_a_name_and_one_that_fails_leaves_the_others(command):
     failing = {0: RuntimeError("boom"), 1: UserError("x: wrong; fix it")}
-    outcome = command("-m", "seed=0,-1,1,2", failing=failing)
-    assert outcome.status == 1
-    assert [(c.seed, c.seeds.order, c.sweep.name) for c in outcome.configs] == [(n, n, "adhoc") for n in range(3)]
-    lines = ["RuntimeError: boom (", "seed=-1: not from 0 to ", "x: wrong; fix it", "3 of 4 runs did not finish"]
-    own = [line for line in outcome.errors if line[0] not in "\tL"]  # without Hydra's
-    assert [line.startswith(start) for line, start in zip(own, lines, strict=True)] == [True] * 4, own
+    boom, seed = "RuntimeError: boom (", "seed=-1: not from 0 to "
+    for seeds, first in (("0,-1,1,2", [boom, seed]), ("-1,0,1,2", [seed, boom])):
+        outcome = command("-m", f"seed={seeds}", failing=failing)
+        assert outcome.status == 1
+        assert [(c.seed, c.seeds.order, c.sweep.name) for c in outcome.configs] == [(n, n, "adhoc") for n in range(3)]
+        lines = [*first, "x: wrong; fix it", "3 of 4 runs did not finish"]
+        own = [line for line in outcome.errors if line[0] not in "\tL"]  # without Hydra's
+        assert [line.startswith(start) for line, start in zip(own, lines, strict=True)] == [True] * 4, own
     outcome = command("-m", "seed=0,1", failing={0: KeyboardInterrupt()})
     assert (outcome.status, [config.seed for config in outcome.configs]) == (130, [0])
 

@@ -76,7 +76,7 @@ ROW = {"input": "Who?", "output": "Nobody."}
 LONG = {**ROW, "input": "a cell with, commas and\nlines, " * 9_000}
 TURNS = [{"role": "user", "content": "Is it high tide?"}, {"role": "assistant", "content": "At five."}]
 CHAT = {"messages": TURNS}
-GZIPPED = gzip.compress(lines(ROW) * 999, mtime=0)
+GZIPPED, ZSTD = gzip.compress(lines(ROW) * 999, mtime=0), zstd(lines(ROW) * 999)
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
 
 
@@ -113,14 +113,16 @@ def test_files_of_every_kind(tmp_path, name, content, rows):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.jsonl", LFS, ": is a Git LFS pointer, not "),
+        *((name, LFS, ": is a Git LFS pointer, not ") for name in ("x.jsonl", "x.parquet")),
         ("x.jsonl.gz", GZIPPED[:-20], ": is not a complete file (Truncated compressed stream"),
         ("x.jsonl.gz", lines(ROW), ": is not a complete file (zlib inflate failed"),
+        ("x.jsonl.zst", ZSTD[:-20], ": is not a complete file ("),
         ("x.json", b'{\n "messages": [', ": is not JSON (Expecting value, line 2, column 15); fix the file, or write"),
         ("x.arrow", b"nothing", ": is not a complete file ("),
         ("x.jsonl", b'{"n": 1}\n' * 6 + b'{"n": 1, "te\n{"n": 2}', ", line 7: is not JSON (Unterminated string"),
+        ("x.jsonl", b'["q", "a"]\n{"n": 1}', ", line 1: is not an object {…}; fix or delete this line"),
         ("x.jsonl", b'{"n": "\xff"}', ", line 1: is not UTF-8 (invalid start byte at byte 7); fix or delete this line"),
-        ("x.jsonl", '{"n": 1}\n'.encode("utf-16"), ": is in UTF-16; save it as UTF-8"),
+        *((name, '{"n": 1}\n'.encode("utf-16"), ": is in UTF-16; save it as UTF-8") for name in ("x.jsonl", "x.csv")),
         ("x.csv", b"tide;time\nhigh;5\n", ": its columns are separated by ';', not ','; write it with ',', or as"),
         ("x.tsv", b"tide,time\nhigh,5\n", ": its columns are separated by ',', not '\\t'; write it with '\\t', or as"),
         ("x.csv", b"sep=;\r\ntide;time\r\n", ": its columns are separated by ';', not ','; write it"),
@@ -161,6 +163,7 @@ FIRST = "is not JSON ("
         ("x.jsonl", '{"a": 1, \n{"a": 2}\n{"a": 3}\n', [FIRST, (2,), (3,)]),
         ("x.jsonl", '[broken\n{"a": 2}\n{"a": 3}\n', [FIRST, (2,), (3,)]),
         ("x.jsonl", '[1, 2]\n{"a": 2}\n', ["is not an object", (2,)]),
+        ("x.jsonl", '["q", "a"]\n["q", "a"]\n', ["is not an object"] * 2),
         ("x.jsonl", '[]\n{"a": 2}\n', ["is not an object", (2,)]),
         ("x.jsonl", '{"a": 1}{"a": 2}\n{"a": 3}\n', [FIRST, (3,)]),
         ("x.jsonl", '{"a": 1},\n{"a": 2},\n', [(1,), (2,)]),

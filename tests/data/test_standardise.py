@@ -195,12 +195,13 @@ def test_rows_keys_and_counts_by_reason_and_source(tmp_path):
         {**CHAT, "images": ["quay.png"]},
         {**ALPACA, "weight": "0"},
         chat(ASK, {**ANSWER, "weight": 0}),
+        {**chat(role("narrator", "x")), "dataset": "d"},
     ]
     made = standardise(files(write_jsonl(tmp_path / "x.jsonl", rows)), "data.base", tmp_path / "cache")
     assert made.rows["source"][:] == ["s", "files", "d", "s \ufffd"]
     assert made.rows[2]["messages"] == [role("user", "q"), role("assistant", "a")]
     assert made.rows["key"][:2] == [blake2b(b"question 1 answer 1", digest_size=16).digest()] * 2, "in any format"
-    assert (made.read, made.malformed) == (9, {})
+    assert (made.read, made.malformed) == (10, {"unknown_role": {"d": 1}})
     assert made.dropped == {
         "no_assistant_turn": {"s": 1, "t": 1},
         "image_not_read": {"files": 1},

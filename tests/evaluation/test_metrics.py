@@ -115,6 +115,7 @@ def test_rouge_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path))
     score([], ["a"], [["a"]])
     assert list(tmp_path.iterdir()) == []
+    assert score([], ["a", "b", "c"], [["a"], [], ["c"]])["rougeL"] == [1, 0, 1], "no reference"
     with pytest.raises(ValueError, match="references"):
         score([], ["a", "b"], [["a"]])
 

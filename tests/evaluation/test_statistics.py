@@ -111,7 +111,14 @@ def test_the_interval_of_a_run_gives_each_task_the_same_weight():
     assert found.high - found.low == pytest.approx(2 * 1.96 * 1 / 20 / 2, rel=0.1), "whatever the size of a task"
 
 
-@pytest.mark.parametrize("world", [World(), World(seed=0.02), World(seeds=5), World(effect=0.05)])
+def test_the_interval_of_a_run_covers_the_truth():
+    generator, truths = np.random.default_rng(2), np.array([[0.1], [0.4], [0.25]])
+    experiments = generator.beta(20 * truths, 20 * (1 - truths), (SWEEPS, 3, 80))
+    found = [mean_interval(list(tasks), 500, 0.95) for tasks in experiments]
+    assert 0.90 <= np.mean([each.low <= truths.mean() <= each.high for each in found]) <= 0.99
+
+
+@pytest.mark.parametrize("world", [World(), World(seed=0.002), World(seed=0.02), World(seeds=5), World(effect=0.05)])
 def test_intervals_hold_the_truth(world):
     """In at least 95 % of sweeps, so that where there is no effect none is found."""
     tasks = sweeps(world, SWEEPS, np.random.default_rng(0))
@@ -147,6 +154,17 @@ def test_arms_against_one_reference_keep_their_level_and_their_intervals_agree(e
     assert found["any false"] <= MOST
     assert found["all covered"] >= 1 - MOST
     assert found["found"] > 0.4 or not any(effects)
+
+
+def test_all_pairs_of_three_equal_arms_keep_their_level():
+    """Their differences add up to zero, unlike those from one reference."""
+    generator, wrong = np.random.default_rng(9), 0
+    for _ in range(SWEEPS):
+        runs, examples = generator.normal(0, 0.01, (3, 3)), generator.normal(0, 0.001, (3, 1_000))
+        deltas = [(runs[a] - runs[b], examples[a] - examples[b]) for a, b in ((1, 0), (2, 0), (2, 1))]
+        p_values = [estimate(each.mean(), each.mean() + drawn, [each], 0.95).p for each, drawn in deltas]
+        wrong += min(holm(p_values)) < 0.05
+    assert wrong <= MOST * SWEEPS
 
 
 def test_simultaneous_intervals_are_bonferronis_but_where_only_holm_rejects():

@@ -119,6 +119,7 @@ CALLS = {"tool_calls": [{"name": "tide", "arguments": {}}]}
             [{"id": "1", "puzzle": "2, 3, 5?", "solved": "7"}],
             r"\.prompt: .*; set e\.g\. eval\.tasks\.t\.prompt='\{puzzle\}' eval\.tasks\.t\.references=\[solved\]$",
         ),
+        ([GOOD, "", GOOD, '{"input": '], r"/.*task\.jsonl, line 4: is not JSON \(Expecting value, column 10\)"),
         ([], r": .*task\.jsonl has no examples"),
         ([chat(ASKED, ("assistant", "Noon.", CALLS))], ": .*line 1 holds tools or tool calls, which a task cannot ask"),
         (with_page({}, {}), r"\.cluster: .*, line 1 has no field 'page' \(fields: id, input, references\)$"),
@@ -128,9 +129,12 @@ CALLS = {"tool_calls": [{"name": "tide", "arguments": {}}]}
     ],
 )
 def test_bad_rows_are_one_line(jsonl, rows, message):
-    with pytest.raises(UserError, match=rf"^eval\.tasks\.t{message}") as error:
-        load_task("t", jsonl(rows, cluster="page" if ".cluster" in message else None))
-    assert "\n" not in str(error.value)
+    start = "" if message.startswith("/") else r"eval\.tasks\.t"  # a defect of the file itself, which is named
+    cluster = "page" if ".cluster" in message else None
+    for read in (load_task,) if cluster else (load_task, texts_of_task):  # texts have no clusters
+        with pytest.raises(UserError, match=f"^{start}{message}") as error:
+            read("t", jsonl(rows, cluster=cluster))
+        assert "\n" not in str(error.value)
 
 
 def test_the_splits_of_the_documentation_share_no_example():

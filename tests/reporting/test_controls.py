@@ -264,6 +264,7 @@ HELD_OUT = {"mixes": [(f"{name}-held50", rows - 50) for name, rows in (SMALL, LA
     [
         ({"settings": {"trainer.num_train_epochs": 3.0, "trainer.max_steps": 50}}, None),  # what the control is about
         (HELD_OUT, None),
+        ({"tasks": ("qa", "harness_arc")}, None),  # which is in no mean over tasks
         ({"settings": {"lora.r": 4}}, "lora.r"),
         ({"model": {"dtype": "bfloat16"}}, "model.dtype"),
     ],

@@ -86,6 +86,7 @@ def test_the_command_line_wins_over_the_preset_and_a_wrong_cell_keeps_its_error(
     ("overrides", "valid"),
     [
         (["trainer.max_steps=100,10", "trainer.warmup_steps=5,50"], [True, True, True, False]),
+        (["trainer.max_steps=10,100", "trainer.warmup_steps=50,5"], [False, True, True, True]),
         (["eval=files,pydocs"], [False, True]),  # the files are not named
         (["~eval/task@eval.tasks.summarisation", "lora.r=8,0"], [True, False]),
     ],

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -22,6 +23,13 @@ from tometune.training.trainer import MeteredTrainer
 
 def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
     return load_file(fitted.folder / "adapter" / "adapter_model.safetensors")
+
+
+def test_equal_seeds_give_equal_bytes_and_another_seed_others(plain, train, tmp_path):
+    again, other = (train(tmp_path / str(seed), settings(seed)) for seed in (0, 1))
+    for made in ("adapter", "losses", "mix.row_ids"):
+        a, b, c = (attrgetter(made)(fitted) for fitted in (plain, again, other))
+        assert a == b != c, made
 
 
 def test_each_seed_changes_its_own_part(plain, train, tmp_path):
@@ -49,7 +57,7 @@ def test_the_adapter_stays_float32_over_a_4_bit_base(plain, train, tmp_path, mon
     monkeypatch.setattr("transformers.trainer.validate_quantization_for_training", lambda _: None)
     fitted = train(tmp_path / "marked", settings())
     assert {weight.dtype for weight in weights(fitted).values()} == {torch.float32}
-    assert (fitted.adapter, fitted.losses) == (plain.adapter, plain.losses), "the same seeds, too"
+    assert fitted.adapter == plain.adapter
 
 
 def test_an_epoch_uses_every_row_once(train, tmp_path):

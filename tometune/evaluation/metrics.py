@@ -148,7 +148,7 @@ def _rouge(predictions: list[str], references: list[list[str]]) -> Scores:
                 answers += [words(answer)] * len(texts)
             pairs = iter(RougeScorer(kinds, use_stemmer=True).score_batch(targets, answers))
             found = [list(islice(pairs, len(texts))) for texts in references]
-            return {kind: [max(pair[kind].fmeasure for pair in each) for each in found] for kind in kinds}
+            return {kind: [max((pair[kind].fmeasure for pair in own), default=0.0) for own in found] for kind in kinds}
 
     with TemporaryDirectory() as scratch:  # `evaluate` would otherwise make an empty folder in the user's cache
         metric = Rouge(keep_in_memory=True, cache_dir=scratch, seed=0)
