@@ -31,6 +31,7 @@ gc.disable()  # until the tests are collected: collections during imports are sl
 remember_yaml()
 
 Run = Callable[..., Done]
+TESTS = Path(__file__).parent
 
 
 @pytest.hookimpl(trylast=True)  # after those that deselect items
@@ -38,16 +39,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Deal the files that hold whole runs to the workers, each of which begins with theirs.
 
     xdist gives each worker an equal part of the list, and what is left of another's part when it is idle. So no core is
-    idle at the end while another has a whole run left, and few modules make what their tests share twice.
+    idle at the end while another has a whole run left, and few modules make what their tests share twice. Those of a
+    room stay together, because one worker would wait while another makes a fixture of the session.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     files = defaultdict(list)
     for item in items:
         files[item.path].append(item)
     runs = {path: sum(item.get_closest_marker("whole") is not None for item in files[path]) for path in files}
+    rooms = defaultdict(list)
+    for path in filter(runs.get, files):
+        rooms[path if path.parent == TESTS else path.parent].append(path)
     parts: list[list[pytest.Item]] = [[] for _ in range(workers)]
-    for path in sorted(filter(runs.get, files), key=lambda path: -runs[path]):
-        min(parts, key=len).extend(files[path])
+    for paths in sorted(rooms.values(), key=lambda paths: -sum(runs[path] for path in paths)):
+        min(parts, key=len).extend(item for path in paths for item in files[path])
     rest = [item for item in items if not runs[item.path]]
     for number, part in enumerate(parts):
         room = len(items) // workers - len(part) if number < workers - 1 else len(rest)

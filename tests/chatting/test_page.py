@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from tometune.chatting.conversation import show_control_characters
 from tometune.common.errors import UserError
 from tometune.config.root import ChatConfig
 
-pytest.importorskip("gradio")
+pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="Gradio is not installed")
 
 LONG = " ".join(f"word{number}" for number in range(2000))
 
