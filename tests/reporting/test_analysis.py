@@ -9,7 +9,8 @@ import pytest
 from tests.reporting.sweeps import METRICS, TASKS, change_rows, edit, editing, write_run, write_table
 from tometune.config.report import ReportConfig
 from tometune.reporting.analysis import build
-from tometune.reporting.conclusions import answers, cautions, headline
+from tometune.reporting.cautions import cautions
+from tometune.reporting.conclusions import answers, headline
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 

@@ -10,7 +10,8 @@ from tests.browser import needs_browser, opened
 from tests.reporting.sweeps import change_rows, editing, write_table
 from tometune.evaluation.metrics import averaged
 from tometune.reporting.analysis import build
-from tometune.reporting.conclusions import answers, cautions
+from tometune.reporting.cautions import cautions
+from tometune.reporting.conclusions import answers
 from tometune.reporting.question import Verdict, decide
 from tometune.reporting.report_files import as_csv, as_markdown, print_report, write
 from tometune.runs.finished import score_problems

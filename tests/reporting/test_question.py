@@ -9,7 +9,8 @@ from tometune.common.errors import UserError
 from tometune.config.report import ReportConfig
 from tometune.config.report import asked as read
 from tometune.reporting.analysis import build
-from tometune.reporting.conclusions import answers, cautions
+from tometune.reporting.cautions import cautions
+from tometune.reporting.conclusions import answers
 from tometune.reporting.question import Verdict, decide
 from tometune.reporting.report_files import as_markdown
 

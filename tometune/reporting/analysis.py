@@ -15,7 +15,7 @@ from tometune.config.report import ReportConfig
 from tometune.evaluation import statistics
 from tometune.evaluation.metrics import better
 from tometune.evaluation.statistics import Floats
-from tometune.reporting.conclusions import length_differences
+from tometune.reporting.cautions import length_differences
 from tometune.reporting.controls import controls, training_of, unchanged_arms
 from tometune.reporting.explanation import explanations
 from tometune.reporting.grouping import STREAMS, Cell, expected_seeds, group, one_factor, pairs, varied_streams

@@ -16,11 +16,11 @@ from tometune.common.files import write_json, write_text
 from tometune.evaluation.metrics import averaged, label
 from tometune.reporting import figures, mix_figures
 from tometune.reporting.analysis import Report
+from tometune.reporting.cautions import cautions
 from tometune.reporting.conclusions import (
     LIMIT,
     NOTHING_TO_COMPARE,
     answers,
-    cautions,
     data_label,
     models,
     p_value,

@@ -18,7 +18,8 @@ from tometune.common.files import write_json
 from tometune.config.tracking import TrackingConfig
 from tometune.evaluation.metrics import label
 from tometune.reporting.analysis import Report
-from tometune.reporting.conclusions import NOTHING_TO_COMPARE, Table, answers, cautions, tuned_rows
+from tometune.reporting.cautions import cautions
+from tometune.reporting.conclusions import NOTHING_TO_COMPARE, Table, answers, tuned_rows
 from tometune.reporting.report_files import as_markdown, columns, row_texts
 from tometune.reporting.sweep import Sweep
 from tometune.tracking.tracker import RunLabels, RunTracker, flatten, sanitise, start_tracker
