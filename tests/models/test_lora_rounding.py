@@ -172,7 +172,9 @@ def test_fp8_has_a_scale_for_each_row_of_a_product():
     x[3] *= 1e4  # costs the other rows nothing
     x[5] = 0
     weight[7] *= 1e-4
-    product = Fp8Weight.of(weight).product(x.requires_grad_())
+    low, bs = torch.zeros(32, 16).bfloat16(), [torch.zeros(32, 8).bfloat16(), torch.zeros(16, 8).bfloat16()]
+    outputs = Fp8Weight.of(weight).joined(x.requires_grad_(), low, bs)
+    product = torch.cat(outputs, 1)
     found = product.detach()
     expected = x.detach().double() @ weight.double().t()
     off = (found - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1)
@@ -182,6 +184,29 @@ def test_fp8_has_a_scale_for_each_row_of_a_product():
     product.backward(aim)
     exact = aim.double() @ weight.double()
     assert float((x.grad - exact).norm() / exact.norm()) < 0.06
+
+
+def test_what_is_added_to_a_product_in_fp8_is_in_16_bits():
+    """Each layer has its own columns of `low`, and the sum is rounded once."""
+    torch.manual_seed(0)
+    weight = Fp8Weight.of(torch.randn(48, 64).bfloat16())
+    bs = [torch.randn(out, rank).bfloat16().requires_grad_() for out, rank in [(32, 8), (16, 4)]]
+    low = torch.randn(256, 12).bfloat16().requires_grad_()
+    x = torch.randn(256, 64).bfloat16()
+    without = weight.joined(x, low.detach() * 0, [b.detach() for b in bs])
+    outputs = weight.joined(x, low, bs)
+    aims = [torch.randn_like(output) for output in outputs]
+    torch.autograd.backward(outputs, aims)
+    exact = [b.detach().double().requires_grad_() for b in bs]
+    lows = low.detach().double().requires_grad_()
+    changes = [part @ b.t() for part, b in zip(lows.split([8, 4], 1), exact, strict=True)]
+    torch.autograd.backward(changes, [aim.double() for aim in aims])
+    for output, before, change in zip(outputs, without, changes, strict=True):
+        once = (before.double() + change).bfloat16()
+        assert float((output == once).double().mean()) > 0.999
+        assert float((before + change.bfloat16() == once).double().mean()) < 0.99, "rounding twice would be noticed"
+    for found, expected in [(low, lows), *zip(bs, exact, strict=True)]:
+        assert float((found.grad - expected.grad).norm() / expected.grad.norm()) < 0.01
 
 
 def test_a_size_that_fp8_cannot_multiply_is_refused():

@@ -5,7 +5,7 @@ its own row precision. The adapter, norms, attention and loss stay in 16 bits. A
 pass and once, transposed, for the backward pass, which together take as much memory as in 16 bits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -33,9 +33,13 @@ class Fp8Weight(NamedTuple):
     def of(cls, weight: torch.Tensor) -> "Fp8Weight":
         return cls(*to_fp8(weight), *to_fp8(weight.t().contiguous()))
 
-    def product(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `x @ weight.T` [rows, out] of x [rows, in], in bfloat16."""
-        return Fp8Product.apply(x, *self)  # type: ignore[no-any-return]
+    def joined(self, x: torch.Tensor, low: torch.Tensor, bs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Return the outputs [rows, out of one layer] of layers that share x [rows, in], from one product.
+
+        To each is added `low @ b.T`, with the layer's own columns of low [rows, sum of r] and its b [out, r]; all are
+        bfloat16.
+        """
+        return Fp8Joined.apply(x, low, *self, *bs)  # type: ignore[no-any-return]
 
 
 def to_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,25 +48,45 @@ def to_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (rows / scales).to(E4M3), scales
 
 
-class Fp8Product(torch.autograd.Function):
-    """The product with the tensors of an `Fp8Weight`; only x gets a gradient."""
+class Fp8Joined(torch.autograd.Function):
+    """Layers that share an input: their product in FP8, and to it the adapters' in 16 bits, added before rounding."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: torch.Tensor,
+        low: torch.Tensor,
         by_output: torch.Tensor,
         output_scales: torch.Tensor,
         by_input: torch.Tensor,
         input_scales: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return [rows, out] of x [rows, in]."""
-        ctx.save_for_backward(by_input, input_scales)
-        return _product(x, by_output, output_scales)
+        *bs: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return the output [rows, out] of each layer."""
+        ctx.save_for_backward(low, by_input, input_scales, *bs)
+        found = _product(x, by_output, output_scales)
+        add_product(found, low, torch.block_diag(*bs).t())
+        return tuple(found.split([len(b) for b in bs], 1))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, ...]:
-        return _product(gradients[0], *ctx.saved_tensors), None, None, None, None
+        """Return the gradients of x, low and each b.
+
+        Those of the outputs are first used layer by layer, so that the compiler writes each before it joins them.
+        Otherwise one kernel computes all layers' for each column (0.9 instead of 0.6 ms for gate and up of the 3B).
+        """
+        low, by_input, input_scales, *bs = ctx.saved_tensors
+        lows = low.split([b.shape[1] for b in bs], 1)
+        of_low = torch.cat([gradient @ b for gradient, b in zip(gradients, bs, strict=True)], 1)
+        of_bs = [gradient.t() @ part for gradient, part in zip(gradients, lows, strict=True)]
+        of_x = _product(torch.cat(gradients, 1), by_input, input_scales)
+        return of_x, of_low, None, None, None, None, *of_bs
+
+
+@torch.library.custom_op("tometune::add_product", mutates_args=["total"])  # type: ignore[untyped-decorator]
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add `left @ right` to `total`. The compiler would write the sum to a new tensor, of which `total` is a copy."""
+    total.addmm_(left, right)
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -64,24 +64,23 @@ def added(x: torch.Tensor, weight: torch.Tensor, change: torch.Tensor) -> torch.
 def joined_outputs(layers: Sequence[Any], x: torch.Tensor) -> list[torch.Tensor]:
     """Return the outputs [..., out] of LoRA layers with the same input x [..., in], from one product."""
     base, (name,) = [layer.base_layer for layer in layers], layers[0].active
-    first, b = layers[0].lora_A[name], [layer.lora_B[name].weight for layer in layers]
+    dtype, siblings = layers[0].product_dtype, layers[0].siblings
+    b = [layer.lora_B[name].weight.to(dtype) for layer in layers]
     dropouts = [layer.lora_dropout[name] for layer in layers]
-    given = layers[0]._cast_input_dtype(x, first.weight.dtype)
+    given = layers[0]._cast_input_dtype(x, layers[0].lora_A[name].weight.dtype)
     if all(isinstance(dropout, nn.Identity) for dropout in dropouts):
         narrow = functional.linear(given, torch.cat([layer.lora_A[name].weight for layer in layers]))
     else:
         narrow = torch.cat([layer.lora_A[name](drop(given)) for layer, drop in zip(layers, dropouts, strict=True)], -1)
-    dtype = layers[0].product_dtype
     rows = x.to(dtype).reshape(-1, x.shape[-1])
     low = (narrow * layers[0].scaling[name]).to(dtype).reshape(len(rows), -1)
-    wide = (b[0] if len(b) == 1 else torch.block_diag(*b)).to(dtype)
-    siblings = layers[0].siblings
     if siblings.fp8 is None:
-        found = Joined.apply(rows, low, wide, _expander(layers), *_stored(layers))
+        found = Joined.apply(rows, low, torch.block_diag(*b), _expander(layers), *_stored(layers))
+        found = found.split([layer.out_features for layer in base], 1)
     else:
         weight = siblings.fp8 if len(layers) == len(siblings.layers) else siblings.fp8.of(frozen_weight(layers))
-        found = weight.product(rows) + low @ wide.t()
-    outputs = found.view(*x.shape[:-1], -1).split([layer.out_features for layer in base], -1)
+        found = weight.joined(rows, low, b)
+    outputs = [out.view(*x.shape[:-1], -1) for out in found]
     return [out if layer.bias is None else out + layer.bias for out, layer in zip(outputs, base, strict=True)]
 
 
