@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench_gpu_contenders import SETTINGS, TOMETUNE
+from bench_gpu_contenders import SETTINGS, TOMETUNE, WARM
 from bench_gpu_model import SHAPES
 from bench_gpu_recipes import RECIPES
 from bench_gpu_report import finish, lines, parameters
@@ -83,6 +83,7 @@ def command_line(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--contenders", help=f"which ones, in this order; all are {','.join(CONTENDERS)}")
     add("--steps", type=int, default=40, help="measured steps")
     add("--warmup", type=int, default=8, help="steps before the measurement")
+    add("--logging-steps", type=int, default=1, help="steps between tometune's log lines, each of which is one rate")
     add("--quick", action="store_true", help="4 steps of warm-up and 16 measured steps")
     add("--batches", default="32,128", help="batch sizes of generation")
     add("--new-tokens", type=int, default=128, help="tokens per answer")
@@ -105,12 +106,12 @@ def command_line(arguments: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--contenders: there is no {name!r}; there are {', '.join(CONTENDERS)}")
         if name not in possible:
             parser.error(f"--contenders: {name} has a model of its own; leave --model out")
-        if name == "tometune_warm" and "tometune_transformers" not in options.contenders[:number]:
-            parser.error("--contenders: tometune_warm repeats tometune_transformers; name that one before it")
+        if name in WARM and WARM[name] not in options.contenders[:number]:
+            parser.error(f"--contenders: {name} repeats {WARM[name]}; name that one before it")
     if options.quick:
         options.warmup, options.steps = 4, 16
-    if options.steps < 1 or options.warmup < 1:
-        parser.error("--steps and --warmup: at least 1 (the first step holds loading and compiling)")
+    if min(options.steps, options.warmup, options.logging_steps) < 1:
+        parser.error("--steps, --warmup and --logging-steps: at least 1 (the first step holds loading and compiling)")
     options.batches = [int(size) for size in options.batches.split(",")]
     options.rows = options.rows or (12_000 if options.base else 3_000)
     return options
@@ -139,7 +140,7 @@ def circumstances(options: argparse.Namespace, gpu: str | None) -> dict[str, str
         "data": f"{options.rows:,} rows of {'the files given' if options.base else 'the documentation'}",
         "model": str(options.model) if options.model else f"random weights, shape {options.model_shape}",
         "weights": f"{options.storage}, rows of at most {options.max_length:,} tokens",
-        "steps": f"{options.steps} after {options.warmup} of warm-up",
+        "steps": f"{options.steps} after {options.warmup} of warm-up; trainer.logging_steps={options.logging_steps}",
     }
 
 
@@ -152,7 +153,7 @@ def measure(options: argparse.Namespace, folder: Path, report: Result, gpu: bool
         "base": str(options.base.resolve()) if options.base else None,
         "pool": str(options.pool.resolve()) if options.pool else None,
         "gpu": gpu,
-        **{key: getattr(options, key) for key in ("rows", "steps", "warmup", "batches", "new_tokens")},
+        **{key: getattr(options, key) for key in ("rows", "steps", "warmup", "logging_steps", "batches", "new_tokens")},
         **{key: getattr(options, key) for key in ("storage", "max_length")},
     }
     if not gpu:  # tometune's 16,384 tokens per step would take minutes on a CPU
@@ -235,7 +236,7 @@ class Runner:
     def _environment(self, began: float, name: str) -> dict[str, str]:
         """Return a child's environment: no hub, no telemetry, compiled code in a folder of this contender."""
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-        compiled = self.folder / "compiled" / ("tometune_transformers" if name == "tometune_warm" else name)
+        compiled = self.folder / "compiled" / WARM.get(name, name)
         return {
             **os.environ,
             "BENCH_STARTED": str(began),

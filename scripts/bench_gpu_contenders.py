@@ -25,13 +25,16 @@ TOMETUNE = {
     "tometune_transformers": ["model.backend=transformers"],
     "tometune_warm": ["model.backend=transformers"],
     "tometune_fp8": ["model.backend=transformers", "model.compute=fp8"],
+    "tometune_fp8_warm": ["model.backend=transformers", "model.compute=fp8"],
     "tometune_bf16": ["model.backend=transformers"],
     "tometune_8b": ["model.backend=transformers"],
 }
-"""The contenders that are tometune itself, and what differs between them.
+"""The contenders that are tometune itself, and what differs between them."""
 
-`tometune_warm` repeats `tometune_transformers` with its caches (the mix, tokens, compiled kernels): it shows the time
-to the first step of a second start.
+WARM = {"tometune_warm": "tometune_transformers", "tometune_fp8_warm": "tometune_fp8"}
+"""Contenders that repeat another one with its caches (the mix, tokens, compiled kernels).
+
+They show the time to the first step of a second start.
 """
 
 SETTINGS: dict[str, Result] = {
@@ -42,6 +45,8 @@ SETTINGS: dict[str, Result] = {
 
 LONGEST_PROMPT = 1792
 """Tokens, as in conf/eval."""
+
+RATES = ("tokens_per_second", "padded_tokens_per_second")
 
 TOLD = ("training:", "micro-batch:", "attention over packs:")
 """Beginnings of the log lines that describe the content of a step."""
@@ -56,7 +61,7 @@ def tometune(name: str, settings: Result) -> Result:
     folder.mkdir()
     last = settings["warmup"] + settings["steps"]
     command = [sys.executable, "-m", "tometune.train", *overrides(TOMETUNE[name], settings, folder, last)]
-    filled = folder.with_name("tometune_transformers") if name == "tometune_warm" else folder
+    filled = folder.with_name(WARM.get(name, name))
     environment = {**os.environ, "TOMETUNE_CACHE": str(filled / "cache")}
     started = time.time()
     with (folder / "log").open("w") as log:
@@ -70,13 +75,17 @@ def tometune(name: str, settings: Result) -> Result:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)  # and the process that trains under Unsloth
             process.wait()
-    steps = [json.loads(line) for line in _lines(folder)[:last]]
+    lines = [line for line in _lines(folder) if line["step"] <= last]
+    before = [0, *(line["step"] for line in lines)]
     text = (folder / "log").read_text(encoding="utf-8", errors="replace").splitlines()
     return {
-        "steps": [{key: step[key] for key in ("tokens_per_second", "padded_tokens_per_second")} for step in steps],
+        "steps": [
+            {"steps": line["step"] - start, **{key: line[key] for key in RATES}}
+            for start, line in zip(before, lines, strict=False)
+        ],
         "seconds_to_first_step": first,
-        "peak_memory_gb": max(step["peak_memory_gb"] for step in steps),
-        **{key: steps[-1][key] for key in ("loss", "grad_norm")},
+        "peak_memory_gb": max(line["peak_memory_gb"] for line in lines),
+        **{key: lines[-1][key] for key in ("loss", "grad_norm")},
         "log": [line for line in text if any(begin in line for begin in TOLD)],
     }
 
@@ -89,7 +98,7 @@ def overrides(choices: list[str], settings: Result, folder: Path, steps: int) ->
         *choices,
         *data_overrides(settings),
         f"trainer.max_steps={steps}",
-        "trainer.logging_steps=1",
+        f"trainer.logging_steps={settings['logging_steps']}",
         "trainer.save_steps=1000000",
         "eval=pydocs",
         "eval.base=false",
@@ -104,16 +113,20 @@ def overrides(choices: list[str], settings: Result, folder: Path, steps: int) ->
     return [*changed, *length, *small, *short, *settings.get("overrides", [])]
 
 
-def _lines(folder: Path) -> list[str]:
+def _lines(folder: Path) -> list[Result]:
     """Return the whole lines of the run's curves."""
     text = "".join(path.read_text(encoding="utf-8") for path in folder.glob("outputs/*/metrics.jsonl"))
-    return text[: text.rfind("\n") + 1].splitlines()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def _until(process: "subprocess.Popen[bytes]", folder: Path, lines: int) -> float:
-    """Wait until so many steps are logged; returns when."""
-    while len(_lines(folder)) < lines:
-        if process.poll() is not None and len(_lines(folder)) < lines:
+def _until(process: "subprocess.Popen[bytes]", folder: Path, step: int) -> float:
+    """Wait until this step is logged; returns when."""
+
+    def logged() -> bool:
+        return any(line["step"] >= step for line in _lines(folder))
+
+    while not logged():
+        if process.poll() is not None and not logged():
             text = (folder / "log").read_text(encoding="utf-8", errors="replace")
             raise RuntimeError(f"tometune.train ended with status {process.returncode}\n{text[-3000:].strip()}")
         time.sleep(0.05)

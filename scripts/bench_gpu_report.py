@@ -1,6 +1,7 @@
 """Figures of bench_gpu.py: medians, arithmetic limits, the cost of a whole table, and the printed table."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from statistics import median
 from typing import Any
 
@@ -47,25 +48,27 @@ def summary(steps: Sequence[Result], warmup: int) -> Result:
     """Return what the steps after the warm-up say.
 
     Args:
-        steps: each with `tokens_per_second` (real), `padded_tokens_per_second` and, where measured, `tokens`.
-        warmup: steps at the start to leave out.
+        steps: each with `tokens_per_second` (real), `padded_tokens_per_second` and, where measured, `tokens`; or
+            several `steps` each, with one rate.
+        warmup: steps at the start to leave out, with the others of their rate.
 
     Raises:
         ValueError: nothing is left.
     """
-    kept = steps[warmup:]
+    ends = accumulate(each.get("steps", 1) for each in steps)
+    kept = [each for each, end in zip(steps, ends, strict=True) if end - each.get("steps", 1) >= warmup]
     if not kept:
-        raise ValueError(f"{len(steps)} steps, and {warmup} of them are warm-up")
+        raise ValueError(f"{len(steps)} rates, none of them after the {warmup} steps of warm-up")
     rates = [each["tokens_per_second"] for each in kept]
     # Steps of a token budget weigh the same; those of a number of conversations weigh by their tokens.
-    weights = [each.get("tokens", 1.0) for each in kept]
+    weights = [each.get("tokens", float(each.get("steps", 1))) for each in kept]
     seconds = sum(weight / rate for weight, rate in zip(weights, rates, strict=True))
     padded = sum(
         weight * each["padded_tokens_per_second"] / each["tokens_per_second"]
         for weight, each in zip(weights, kept, strict=True)
     )
     return {
-        "steps": len(kept),
+        "steps": sum(each.get("steps", 1) for each in kept),
         "tokens_per_second": {"median": median(rates), "min": min(rates), "max": max(rates)},
         "overall_tokens_per_second": sum(weights) / seconds,
         "padding_share": max(0.0, 1 - sum(weights) / padded),

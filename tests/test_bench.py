@@ -24,7 +24,7 @@ STEPS = [
 ]
 SETTINGS_OF_A_RUN = {
     **{"model": "/m", "base": "/b", "pool": "/p", "rows": 9, "gpu": True},
-    **{"storage": "nf4", "max_length": 2048},
+    **{"storage": "nf4", "max_length": 2048, "logging_steps": 1},
 }
 
 
@@ -37,6 +37,11 @@ def test_speed_is_of_the_steps_after_the_warm_up():
     bare = [{key: value for key, value in step.items() if key != "tokens"} for step in STEPS[1:3]]
     same_weight = report.summary(bare, 0)["overall_tokens_per_second"]
     assert same_weight == pytest.approx(150)  # 1/100 and 1/300
+    several = [{**step, "steps": count} for step, count in zip(bare, (1, 3), strict=True)]
+    assert report.summary(several, 0)["overall_tokens_per_second"] == pytest.approx(4 / (1 / 100 + 3 / 300))
+    assert report.summary(several, 1)["steps"] == 3
+    with pytest.raises(ValueError, match="none of them after the 2 steps"):
+        report.summary(several, 2)  # the rate of the last three holds a step of the warm-up
 
 
 def test_mfu_and_the_cost_of_a_table():
@@ -105,7 +110,8 @@ def test_contenders_with_settings_of_their_own(tmp_path, monkeypatch):
     ("words", "line"),
     [
         ("tometune_8b --model folder", "tometune_8b has a model of its own"),
-        ("tometune_warm,tometune_transformers", "name that one before it"),
+        ("tometune_warm,tometune_transformers", "tometune_warm repeats tometune_transformers; name that one before it"),
+        ("tometune_fp8_warm", "tometune_fp8_warm repeats tometune_fp8"),
         ("tometune_16", "there is no 'tometune_16'"),
     ],
 )
@@ -145,15 +151,15 @@ def test_every_figure_has_a_target_and_its_circumstances(clean_env, tmp_path):
 @pytest.mark.whole
 def test_contenders_on_the_cpu(clean_env, tmp_path):
     names = ["tometune_transformers", "tometune_warm", "tometune_bf16", "trl_peft", "generate_tometune"]
-    sizes = ["--rows", "300", "--steps", "3", "--warmup", "1", "--batches", "2", "--new-tokens", "8"]
-    chosen = ["--rehearse", "--model-shape", "tiny", "--contenders", ",".join(names)]
+    sizes = ["--rows", "300", "--steps", "4", "--warmup", "2", "--batches", "2", "--new-tokens", "8"]
+    chosen = ["--rehearse", "--model-shape", "tiny", "--logging-steps", "2", "--contenders", ",".join(names)]
     hidden = {**clean_env, "CUDA_VISIBLE_DEVICES": "", "PATH": ""}  # no nvidia-smi
     found, printed = run_script("bench_gpu.py", tmp_path, hidden, *sizes, *chosen)
     assert [*found["contenders"], *found["generation"]] == names
     assert all(name in printed for name in names)
     for each in found["contenders"].values():
         assert "error" not in each, each
-        assert len(each["raw_steps"]) == 4
+        assert each["steps"] == 4
         assert each["tokens_per_second"]["min"] > 0
         assert each["grad_norm"] > 0
         assert 4 < each["loss"] < 8
