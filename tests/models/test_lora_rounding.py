@@ -1,6 +1,7 @@
 """What an adapter changes arrives in 16 bits; where nothing is rounded, a layer is PEFT's bit for bit."""
 
 import copy
+from collections.abc import Iterator
 
 import peft
 import pytest
@@ -13,6 +14,29 @@ from tometune.common.errors import UserError
 from tometune.models import lora_rounding
 from tometune.models.fp8 import Fp8Weight, fp8_products
 from tometune.models.lora_rounding import Joined, JoinedLora, RoundedOnce, added, forget_inputs, round_once
+
+WITHOUT_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+def cpus_multiply_fp8() -> bool:
+    rows, scales = torch.ones(16, 16).to(torch.float8_e4m3fn), torch.ones(16, 1)
+    try:
+        torch._scaled_mm(rows, rows.t(), scale_a=scales, scale_b=scales.t(), out_dtype=torch.bfloat16)
+    except (RuntimeError, NotImplementedError):  # PyTorch 2.11
+        return False
+    return True
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("cpu", marks=pytest.mark.skipif(not cpus_multiply_fp8(), reason="no FP8 with row scales on CPUs")),
+        pytest.param("cuda", marks=[pytest.mark.gpu, WITHOUT_GPU]),
+    ]
+)
+def fp8_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Make tensors on a device that multiplies in FP8."""
+    with torch.device(request.param):
+        yield
 
 
 def layer(dtype: torch.dtype, bias: bool = False, kind: type[nn.Linear] = nn.Linear, **lora: object) -> nn.Module:
@@ -65,7 +89,7 @@ def test_small_changes_arrive(training, bias, autocast):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@WITHOUT_GPU
 @pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 6e-3), (torch.float16, 6e-4)])
 @pytest.mark.parametrize("how", ["training", "compiled", "answering", "captured"])
 def test_a_gpu_rounds_once_too(how, dtype, size):
@@ -121,8 +145,8 @@ def decoder(dropout: float, bias: bool) -> peft.PeftModel:
 
 def trained(model: peft.PeftModel, autocast: bool = True) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
-    ids = torch.arange(48).view(2, 24) % 128
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    ids = torch.arange(48, device=model.device).view(2, 24) % 128
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
         loss = model.train()(input_ids=ids, labels=ids).loss
     loss.backward()
     found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
@@ -148,7 +172,7 @@ def test_layers_with_the_same_input_share_one_product(joining, monkeypatch, drop
     assert not any(layer.siblings._outputs for layer in layers), "outputs would stay in memory"
 
 
-def test_products_in_fp8_learn_nearly_the_same(joining):
+def test_products_in_fp8_learn_nearly_the_same(joining, fp8_device):
     """The gradients are those of PEFT's layers in float32 but for the rounding to 4 significant bits."""
     model = decoder(0.0, bias=True)
     expected = trained(copy.deepcopy(model).float(), autocast=False)
@@ -166,7 +190,7 @@ def test_products_in_fp8_learn_nearly_the_same(joining):
     assert float(found["loss"]) == pytest.approx(loss, rel=0.01)
 
 
-def test_fp8_has_a_scale_for_each_row_of_a_product():
+def test_fp8_has_a_scale_for_each_row_of_a_product(fp8_device):
     torch.manual_seed(0)
     x, weight = torch.randn(32, 64).bfloat16(), torch.randn(48, 64).bfloat16()
     x[3] *= 1e4  # costs the other rows nothing
@@ -186,7 +210,7 @@ def test_fp8_has_a_scale_for_each_row_of_a_product():
     assert float((x.grad - exact).norm() / exact.norm()) < 0.06
 
 
-def test_what_is_added_to_a_product_in_fp8_is_in_16_bits():
+def test_what_is_added_to_a_product_in_fp8_is_in_16_bits(fp8_device):
     """Each layer has its own columns of `low`, and the sum is rounded once."""
     torch.manual_seed(0)
     weight = Fp8Weight.of(torch.randn(48, 64).bfloat16())
