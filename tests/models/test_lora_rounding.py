@@ -231,6 +231,8 @@ def test_what_is_added_to_a_product_in_fp8_is_in_16_bits(fp8_device):
         assert float((before + change.bfloat16() == once).double().mean()) < 0.99, "rounding twice would be noticed"
     for found, expected in [(low, lows), *zip(bs, exact, strict=True)]:
         assert float((found.grad - expected.grad).norm() / expected.grad.norm()) < 0.01
+    (alone,) = weight.joined(x, low.detach()[:, :8], [torch.cat([bs[0], bs[0][:16]]).detach()])
+    assert float((alone[:, :32] - outputs[0]).norm() / outputs[0].norm()) < 0.01
 
 
 def test_a_size_that_fp8_cannot_multiply_is_refused():

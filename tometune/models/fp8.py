@@ -49,7 +49,7 @@ def to_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Fp8Joined(torch.autograd.Function):
-    """Layers that share an input: their product in FP8, and to it the adapters' in 16 bits, added before rounding."""
+    """Layers that share an input: their product in FP8, rounded to bfloat16, and the adapters' product added to it."""
 
     @staticmethod
     def forward(
@@ -65,6 +65,8 @@ class Fp8Joined(torch.autograd.Function):
         """Return the output [rows, out] of each layer."""
         ctx.save_for_backward(low, by_input, input_scales, *bs)
         found = _product(x, by_output, output_scales)
+        if len(bs) == 1:  # the compiler adds it in float32 to what follows, which is the residual
+            return (found + low @ bs[0].t(),)
         add_product(found, low, torch.block_diag(*bs).t())
         return tuple(found.split([len(b) for b in bs], 1))
 
@@ -85,7 +87,7 @@ class Fp8Joined(torch.autograd.Function):
 
 @torch.library.custom_op("tometune::add_product", mutates_args=["total"])  # type: ignore[untyped-decorator]
 def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add `left @ right` to `total`. The compiler would write the sum to a new tensor, of which `total` is a copy."""
+    """Add `left @ right` to `total` and round. The compiler's `addmm` would first copy `total` to a new tensor."""
     total.addmm_(left, right)
 
 
