@@ -83,7 +83,7 @@ def command_line(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--contenders", help=f"which ones, in this order; all are {','.join(CONTENDERS)}")
     add("--steps", type=int, default=40, help="measured steps")
     add("--warmup", type=int, default=8, help="steps before the measurement")
-    add("--logging-steps", type=int, default=1, help="steps between tometune's log lines, each of which is one rate")
+    add("--logging-steps", type=int, default=1, help="trainer.logging_steps of tometune; a rate for each log line")
     add("--quick", action="store_true", help="4 steps of warm-up and 16 measured steps")
     add("--batches", default="32,128", help="batch sizes of generation")
     add("--new-tokens", type=int, default=128, help="tokens per answer")
@@ -112,6 +112,10 @@ def command_line(arguments: list[str] | None = None) -> argparse.Namespace:
         options.warmup, options.steps = 4, 16
     if min(options.steps, options.warmup, options.logging_steps) < 1:
         parser.error("--steps, --warmup and --logging-steps: at least 1 (the first step holds loading and compiling)")
+    if options.steps % options.logging_steps or options.warmup % options.logging_steps:
+        parser.error("--logging-steps: has to divide --steps and --warmup, since a log line has one rate for its steps")
+    if options.logging_steps > 1 and not set(options.contenders) <= {*TOMETUNE, *GENERATION}:
+        parser.error("--logging-steps: is tometune's alone, and the recipes log each step; leave them out")
     options.batches = [int(size) for size in options.batches.split(",")]
     options.rows = options.rows or (12_000 if options.base else 3_000)
     return options

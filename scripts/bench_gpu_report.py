@@ -48,9 +48,9 @@ def summary(steps: Sequence[Result], warmup: int) -> Result:
     """Return what the steps after the warm-up say.
 
     Args:
-        steps: each with `tokens_per_second` (real), `padded_tokens_per_second` and, where measured, `tokens`; or
-            several `steps` each, with one rate.
-        warmup: steps at the start to leave out, with the others of their rate.
+        steps: each with `tokens_per_second` (real), `padded_tokens_per_second` and, where measured, `tokens`. An
+            entry can cover several steps (`steps`).
+        warmup: entries with one of the first `warmup` steps are left out.
 
     Raises:
         ValueError: nothing is left.
@@ -137,9 +137,9 @@ def lines(report: Result) -> list[str | Table]:
     if flops:
         said.append(f"bf16 matrix product of 8192³: {flops / 1e12:.0f} TFLOP/s")
     if report["contenders"]:
-        said.append("MFU = 4 × parameters × real tokens/s ÷ that product's FLOP/s; tokens/s: median of steps")
+        said.append("MFU = 4 × parameters × real tokens/s ÷ that product's FLOP/s; tokens/s: median of log lines")
         said.append("9 runs h: 3 seeds × (100k + 200k + 300k conversations) at the overall rate, and 9 starts")
-        said.append("loss, norm: training loss and norm of the gradients at the last step")
+        said.append("loss, norm: mean training loss of the last log line, and norm of the gradients at its end")
         said.append(training_table(report["contenders"]))
         for name, each in report["contenders"].items():
             own = [f"{key} {each[key]}" for key in ("shape", "storage", "max_length") if key in each]

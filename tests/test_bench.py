@@ -59,7 +59,10 @@ def test_mfu_and_the_cost_of_a_table():
 
 def test_tometune_is_called_with_its_defaults(tmp_path):
     given = overrides(TOMETUNE["tometune_unsloth"], SETTINGS_OF_A_RUN, tmp_path, 48)
-    assert {"model.backend=unsloth", "trainer.max_steps=48", "data.base.rows=3"} <= set(given)
+    assert {"model.backend=unsloth", "trainer.max_steps=48", "trainer.logging_steps=1"} <= set(given)
+    assert "data.base.rows=3" in given
+    assert "trainer.warmup_steps=0" not in given
+    assert "trainer.warmup_steps=0" in overrides([], SETTINGS_OF_A_RUN, tmp_path, 5)
     changed = {each.partition("=")[0] for each in given if each.startswith(("trainer.", "model.", "lora."))}
     trainer = {"trainer.max_steps", "trainer.logging_steps", "trainer.save_steps"}
     assert changed == {"model.id", "model.backend", *trainer}
@@ -112,6 +115,8 @@ def test_contenders_with_settings_of_their_own(tmp_path, monkeypatch):
         ("tometune_8b --model folder", "tometune_8b has a model of its own"),
         ("tometune_warm,tometune_transformers", "tometune_warm repeats tometune_transformers; name that one before it"),
         ("tometune_fp8_warm", "tometune_fp8_warm repeats tometune_fp8"),
+        ("tometune_fp8 --logging-steps 10", "has to divide --steps and --warmup"),
+        ("trl_peft --logging-steps 4", "the recipes log each step"),
         ("tometune_16", "there is no 'tometune_16'"),
     ],
 )
@@ -151,18 +156,31 @@ def test_every_figure_has_a_target_and_its_circumstances(clean_env, tmp_path):
 @pytest.mark.whole
 def test_contenders_on_the_cpu(clean_env, tmp_path):
     names = ["tometune_transformers", "tometune_warm", "tometune_bf16", "trl_peft", "generate_tometune"]
-    sizes = ["--rows", "300", "--steps", "4", "--warmup", "2", "--batches", "2", "--new-tokens", "8"]
-    chosen = ["--rehearse", "--model-shape", "tiny", "--logging-steps", "2", "--contenders", ",".join(names)]
+    sizes = ["--rows", "300", "--steps", "3", "--warmup", "1", "--batches", "2", "--new-tokens", "8"]
+    chosen = ["--rehearse", "--model-shape", "tiny", "--contenders", ",".join(names)]
     hidden = {**clean_env, "CUDA_VISIBLE_DEVICES": "", "PATH": ""}  # no nvidia-smi
     found, printed = run_script("bench_gpu.py", tmp_path, hidden, *sizes, *chosen)
     assert [*found["contenders"], *found["generation"]] == names
     assert all(name in printed for name in names)
     for each in found["contenders"].values():
         assert "error" not in each, each
-        assert each["steps"] == 4
+        assert len(each["raw_steps"]) == 4
+        assert each["steps"] == 3
         assert each["tokens_per_second"]["min"] > 0
         assert each["grad_norm"] > 0
         assert 4 < each["loss"] < 8
         assert 0 <= each["padding_share"] < 1
     assert found["generation"]["generate_tometune"]["runs"][0]["tokens_per_second"] > 0
     assert 0 < found["facts"]["pool_mean_tokens"] < 256
+
+
+@pytest.mark.nightly
+@pytest.mark.whole
+def test_a_contender_that_logs_every_second_step(clean_env, tmp_path):
+    sizes = ["--rows", "300", "--steps", "4", "--warmup", "2", "--logging-steps", "2"]
+    chosen = ["--rehearse", "--model-shape", "tiny", "--contenders", "tometune_transformers"]
+    hidden = {**clean_env, "CUDA_VISIBLE_DEVICES": "", "PATH": ""}  # no nvidia-smi
+    found, _ = run_script("bench_gpu.py", tmp_path, hidden, *sizes, *chosen)
+    result = found["contenders"]["tometune_transformers"]
+    assert [step["steps"] for step in result["raw_steps"]] == [1, 1, 2, 2]
+    assert result["steps"] == 4

@@ -113,6 +113,12 @@ WAYS = {
     "eager": (TRANSFORMERS, "model.quantization=none", "trainer.cuda_graph=false"),
     "nf4": (TRANSFORMERS, "model.quantization=nf4"),
     "fp8": (TRANSFORMERS, "model.quantization=none", "model.compute=fp8"),
+    "fp8_nf4": (TRANSFORMERS, "model.quantization=nf4", "model.compute=fp8"),
+    "fp8_eager": (TRANSFORMERS, "model.quantization=none", "model.compute=fp8", "trainer.cuda_graph=false"),
+    "fp8_recomputed": (
+        *(TRANSFORMERS, "model.quantization=none", "model.compute=fp8"),
+        "trainer.gradient_checkpointing=true",
+    ),
     "padded": (TRANSFORMERS, "model.quantization=none", *UNPACKED),
     "recomputed": (TRANSFORMERS, "model.quantization=none", "trainer.gradient_checkpointing=true"),
     "full": (TRANSFORMERS, "model.quantization=none", "lora=none", "trainer.learning_rate=1e-4"),

@@ -75,13 +75,18 @@ def joined_outputs(layers: Sequence[Any], x: torch.Tensor) -> list[torch.Tensor]
     rows = x.to(dtype).reshape(-1, x.shape[-1])
     low = (narrow * layers[0].scaling[name]).to(dtype).reshape(len(rows), -1)
     if siblings.fp8 is None:
-        found = Joined.apply(rows, low, torch.block_diag(*b), _expander(layers), *_stored(layers))
+        found = Joined.apply(rows, low, block_diagonal(b), _expander(layers), *_stored(layers))
         found = found.split([layer.out_features for layer in base], 1)
     else:
         weight = siblings.fp8 if len(layers) == len(siblings.layers) else siblings.fp8.of(frozen_weight(layers))
-        found = weight.joined(rows, low, b)
+        found = weight.outputs(rows, low, b)
     outputs = [out.view(*x.shape[:-1], -1) for out in found]
     return [out if layer.bias is None else out + layer.bias for out, layer in zip(outputs, base, strict=True)]
+
+
+def block_diagonal(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the matrices along the diagonal of one; a single one is not copied."""
+    return matrices[0] if len(matrices) == 1 else torch.block_diag(*matrices)
 
 
 def frozen_weight(layers: Sequence[Any]) -> torch.Tensor:
