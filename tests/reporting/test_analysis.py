@@ -100,6 +100,18 @@ def test_whether_any_amount_of_added_rows_helps_is_the_first_answer(tmp_path):
     assert [each.question for each in others] == [f"Is mine_4k_plus_{n} better than mine_4k?" for n in ("1k", "10k")]
 
 
+def test_added_rows_are_answered_for_each_model(tmp_path):
+    for model, gain in (("large", 0.1), ("small", -0.1)):
+        for number, name in enumerate(("mine_4k", "mine_4k_plus_1k")):
+            for seed in range(3):
+                write_run(tmp_path, name, 4000 + 1000 * number, seed, 0.4 + gain * number, model=model)
+    found = answers(build(tmp_path, 500, 0.95, ReportConfig(primary="rougeL")).table)
+    assert [(each.question, each.verdict) for each in found[:2]] == [
+        ("Does adding rows to large mine_4k help?", "Yes: 1k rows (ROUGE-L)."),
+        ("Does adding rows to small mine_4k help?", "It harms: 1k rows (ROUGE-L)."),
+    ]
+
+
 def test_much_shorter_answers_are_a_caution(sweep, page):
     """Answers of 4 tokens, where others have 20, but not of 11."""
     references = ["no such words", "the cat sat on the mat and looked at the moon"]

@@ -3,6 +3,7 @@
 The control sweeps are synthetic, with a known difference.
 """
 
+import json
 import re
 from pathlib import Path
 from shutil import rmtree
@@ -83,6 +84,21 @@ def test_the_effect_of_a_source_has_the_same_sign_whether_it_is_left_out_or_alon
     assert "<td>0.5</td>" in html, "adapter parameters per trained token"
 
 
+def test_arms_at_two_values_of_a_setting_and_of_both_kinds_are_kept_apart(tmp_path: Path) -> None:
+    for kind, rank, effect in (("without", 8, 0.1), ("without", 16, 0.0), ("only", 8, -0.1)):
+        for seed in range(3):
+            settings = {"data.pool.draw": True, "lora.r": rank}
+            if kind == "without":
+                write_run(tmp_path, "all-sources", 2000, seed, 0.4 + 0.001 * seed, settings=settings)
+            settings[f"data.pool.{kind}"] = ["math"]
+            write_run(tmp_path, f"{kind}-math", 2000, seed, 0.4 - effect + 0.001 * seed, settings=settings)
+    table = report(tmp_path).table
+    assert set(source_effects(table)) == {"math lora.r=8", "math lora.r=16", "only math lora.r=8"}
+    found = {each.question: each.verdict for each in answers(table)}
+    assert found["Which sources matter?"] == "Helps: math lora.r=8. No significant difference otherwise."
+    assert found["Is a single source better than all of them together?"] == "Better: math lora.r=8."
+
+
 @pytest.mark.parametrize(
     ("effects", "question", "verdict"),
     [
@@ -149,7 +165,10 @@ def test_an_arm_of_a_few_sources_names_them_and_learning_rates_are_not_rounded(t
         for rate in (2.5e-7, 4e-7):
             write_run(tmp_path, f"without-{len(names)}", 2000, settings={**pool, "trainer.learning_rate": rate})
     table = build(tmp_path, 200, 0.95).table
-    assert list(source_effects(table)) == ["a + b + c", "4 others"]
+    names = [
+        f"{arm} trainer.learning_rate={rate}" for arm in ("a + b + c", "4 others") for rate in ("2.5e-07", "4e-07")
+    ]
+    assert list(source_effects(table)) == names
     assert {row["settings"]["trainer.learning_rate"] for row in table["rows"][1:]} == {2.5e-7, 4e-7}
 
 
@@ -275,6 +294,20 @@ def test_a_control_with_another_setting_is_named_and_not_used(tmp_path: Path, op
     assert entry["causes"]["same_steps"] == ("not run" if differ else "part")
     note = f"Not used, because these settings are not those of this sweep: same_steps ({differ})."
     assert (note in entry["sentences"]) == bool(differ)
+
+
+def test_a_control_without_the_metric_is_named_and_not_used(tmp_path: Path) -> None:
+    """NLL can be left out by eval.nll=false, which is no setting of a run."""
+    sources(tmp_path, web=-0.05)
+    made = table(tmp_path)
+    control = json.loads((tmp_path / "by_source" / "table.json").read_text())
+    control["metrics"].remove("rougeL")
+    control["comparisons"] = [entry for entry in control["comparisons"] if entry["metric"] != "rougeL"]
+    write_json(tmp_path / "by_source" / "table.json", control)
+    entry = explained(build(made.sweep.folder, 500, 0.95, ReportConfig(primary="rougeL")))
+    assert entry["causes"] == NOT_RUN
+    assert entry["verdict"] == "Not known: no such control was run."
+    assert any(text.endswith("this sweep: by_source (ROUGE-L was not scored).") for text in entry["sentences"])
 
 
 def test_capacity_at_the_highest_rank_and_sources_with_an_effect_in_the_direction(tmp_path: Path) -> None:

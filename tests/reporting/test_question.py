@@ -1,6 +1,7 @@
 """The question of a sweep: primary and exploratory comparisons, equivalence, and the verdict on `require`."""
 
 import json
+import re
 
 import pytest
 
@@ -198,6 +199,28 @@ def test_signal_and_noise_are_the_published_ones_over_seeds(tmp_path, one_seed, 
     assert found["ratio"] == pytest.approx(0.11 / noise, rel=1e-2)
     assert "<h2>Signal and noise</h2>" in page(made)
     assert (one_seed.table["signal"], one_cell.table["signal"]) == ([], [])
+
+
+def test_signal_and_noise_are_below_their_own_metric(tmp_path, page):
+    """A metric of one task has a value in the line of all tasks only."""
+    for size in (1, 2):
+        for seed in range(2):
+            run = write_run(tmp_path, f"pydocs_{size}k", 1000 * size, seed, tasks=("held_out_base", "harness_x", "qa"))
+            for path in run.glob("eval/*/*.jsonl"):
+
+                def change(row, path=path):
+                    scores = row["scores"]
+                    row["scores"] = {"acc": scores["rouge1"]} if path.stem == "harness_x" else {**scores, "nll": 1.0}
+
+                change_rows(path, change)
+    made = asked(tmp_path)
+    own = ["nll/held_out_base", "acc/harness_x"]
+    assert made.table["metrics"][-2:] == own
+    assert {entry["task"] for entry in made.table["signal"] if entry["metric"] in own} == {None}
+    html = page(made)
+    section = html[html.index("<h2>Signal and noise") :].partition("</table>")[0]
+    lines = [re.findall("<td.*?</td>", line) for line in re.findall("<tr>(.*?)</tr>", section)[1:]]
+    assert [(len(line), line[-2:] == ["<td></td>"] * 2) for line in lines] == [(7, True), (7, True), (7, False)]
 
 
 def test_two_mixes_at_several_values_of_a_setting_are_one_question(tmp_path):

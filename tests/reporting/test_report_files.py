@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from scipy import stats
 
-from tests.reporting.sweeps import edit, editing
+from tests.reporting.sweeps import edit, editing, write_run
 from tometune.evaluation.statistics import seeds_needed
 from tometune.reporting import figures, mix_figures, report_files
 from tometune.reporting.analysis import build
@@ -106,6 +106,19 @@ def test_the_page_of_one_cell_and_of_two_models(one_cell, one_seed, page):
     html = page(one_seed, "means")
     assert "A single seed" in html
     assert "var(--accent-2)" in html
+
+
+def test_figures_of_many_models_and_of_sizes_under_one_name_lack_nothing(tmp_path):
+    for rows in (1000, 2000, 3000, 4000):
+        for number in range(7):
+            name = f"rows-{rows}"
+            write_run(tmp_path / "models", name, rows, model=f"m{number}", settings={"data.rows": rows}, examples=2)
+        write_run(tmp_path / "sizes", "mine", rows, settings={"data.rows": rows}, examples=2)
+    table = build(tmp_path / "models", 20, 0.95).table
+    for figure in (figures.curve, figures.means):
+        assert re.findall("</i>([^<]*)</li>", figure(table)) == [f"m{number}" for number in range(7)]
+    bars = mix_figures.sources(build(tmp_path / "sizes", 20, 0.95).cells)
+    assert re.findall("<b>([^<]*)</b>", bars) == ["1,000", "2,000", "3,000", "4,000"]
 
 
 def test_figures_without_data_or_with_broken_files_and_loss_curves_of_too_many_cells(

@@ -18,6 +18,7 @@ from tometune.reporting.report_files import as_markdown
 from tometune.reporting.score_files import load_scores, read_task, same_length_rouge
 from tometune.reporting.sweep import planned, read_sweep
 from tometune.runs.sweep_file import SCHEMA, Cell
+from tometune.sweep.cells import list_cells
 
 
 def grouped(folder):
@@ -206,6 +207,16 @@ def test_missing_seeds_are_expected_where_they_belong(tmp_path):
         assert [expected_seeds(cell, found.missing) for cell in group(found)[0]] == expected
 
 
+def test_a_run_that_never_started_belongs_to_the_cell_of_its_values(tmp_path):
+    """sweep.json has its overrides, as they were typed, and the name that `data=mine` has become."""
+    overrides = ["data=mine", "trainer.learning_rate=2e-4", "seed=1"]
+    write_run(tmp_path, "mine_4k", seed=0, settings={"trainer.learning_rate": 0.0002}, examples=1)
+    list_cells(tmp_path, [Cell("tiny-mine_4k-s1-00000000", overrides, "tiny", "mine_4k", 1000, 1)])
+    found = read_sweep(tmp_path)
+    assert [expected_seeds(cell, found.missing) for cell in group(found)[0]] == [2]
+    assert [(each.data, each.seed) for each in found.missing] == [("mine_4k", 1)]
+
+
 TASK = TASKS[2]
 
 
@@ -291,6 +302,19 @@ def test_runs_that_disagree_on_the_base_model_are_a_note(sweep, run):
     change_rows(run / "eval" / "base" / f"{TASK}.jsonl", lambda row: row["scores"].update(rougeL=0.9))
     (note,) = build(sweep, 100, 0.95).table["notes"]
     assert "Row before tiny: the runs disagree on this score (ROUGE-L 0." in note
+
+
+def test_a_gain_is_that_over_the_base_scores_of_the_run_itself(tmp_path):
+    """Two number formats under one name of the model."""
+    for dtype, shift in (("bfloat16", 0.0), ("float32", 0.2)):
+        for seed in range(2):
+            run = write_run(tmp_path, "a", 1000, seed, 0.4 + shift, settings={"trainer.learning_rate": 1e-4 + shift})
+            with editing(run) as record:
+                record["model"]["dtype"] = dtype
+            for path in run.glob("eval/base/*.jsonl"):
+                change_rows(path, lambda row, shift=shift: row["scores"].update(rouge1=row["scores"]["rouge1"] + shift))
+    gains = [row["gain"]["rouge1"]["delta"] for row in build(tmp_path, 100, 0.95).table["rows"][1:]]
+    assert gains == pytest.approx([0.1, 0.1], abs=0.03)
 
 
 def test_the_metrics_of_all_tasks_are_in_the_table_and_the_order_of_tasks_does_not_matter(sweep, table):

@@ -7,7 +7,16 @@ import pytest
 from omegaconf import OmegaConf
 
 from tometune.common.files import write_text
-from tometune.config.data import Contamination, FiltersConfig, PoolConfig, PoolOrder, ScorerConfig, ScorerKind
+from tometune.config.data import (
+    Contamination,
+    DataConfig,
+    FiltersConfig,
+    HeldOutConfig,
+    PoolConfig,
+    PoolOrder,
+    ScorerConfig,
+    ScorerKind,
+)
 from tometune.config.eval import EvalConfig
 from tometune.config.model import Backend, ModelConfig, Precision, Weights
 from tometune.config.root import Config
@@ -75,6 +84,15 @@ def test_a_column_of_scores_counts_where_rows_are_filtered_or_ranked_by_it(setti
     vars(config.data).update(settings)
     data = identity(config, {})["data"]
     assert ("score" in data["base"], "score" in data["pool"]) == (in_base, in_pool)
+
+
+@pytest.mark.parametrize(("rows", "held_out", "changes"), [(None, 50, True), (2000, 50, False), (None, 0, True)])
+def test_drawing_from_a_pool_counts_where_it_decides_what_is_in_the_mix(rows, held_out, changes):
+    """Without `data.rows`; a pool that rows are held out of stays in the config if none are drawn from it."""
+    pools = [PoolConfig(id="a/b", draw=draw) for draw in (False, True)]
+    configs = [Config(data=DataConfig(rows=rows, pool=pool, held_out=HeldOutConfig(rows=held_out))) for pool in pools]
+    first, second = (content_hash(identity(config, INPUTS)) for config in configs)
+    assert (first != second) is changes
 
 
 def test_auto_precision_is_the_precision_of_this_machine(monkeypatch):

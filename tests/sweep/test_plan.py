@@ -23,6 +23,7 @@ from tometune.reporting.report_files import write
 from tometune.sweep import plan
 from tometune.sweep.plan import REFERENCE, PlannedRun, Speed, known_speed, plan_sweep, print_plan, without_base
 from tometune.sweep.power import power_lines
+from tometune.training.steps import with_steps
 
 TASK = {"seconds": 4.0, "examples": 2}
 RECORD = {
@@ -77,6 +78,20 @@ def test_the_phases_of_a_run(config, tmp_path, phases, other, base):
     write_record(tmp_path / "outputs" / "a", attempts=2, phases=found, finished="2026-01-09T00:00:00+00:00")
     speed = known_speed(config, tmp_path)
     assert (speed.other_seconds, speed.base_seconds) == (other, base)
+
+
+def test_answers_of_the_harness_are_no_answers_of_the_tasks(config, tmp_path):
+    """A plan does not count them, so their time is among the rest."""
+    tuned = {"tasks": {"a": TASK, "harness_x": {"seconds": 10.0, "examples": 500}}}
+    write_record(tmp_path / "outputs" / "a", eval={"tuned": tuned})
+    speed = known_speed(config, tmp_path)
+    assert (speed.answers_per_second, speed.other_seconds) == (0.5, 30 - 10 - 4)
+
+
+def test_a_short_run_is_short_with_a_budget_of_tokens(config, tmp_path):
+    config.trainer.max_tokens = 40_000_000
+    trainer = plan._short_run(config, tmp_path).trainer
+    assert with_steps(trainer, rows=1000, tokens=2_000_000).max_steps == plan.STEPS
 
 
 def test_the_base_model_is_scored_once():

@@ -128,7 +128,7 @@ def _rows(cells: Sequence[Cell], scores: Scores, missing: Sequence[Missing], con
                 **{**about, **seeds, "arm": cell.arm, "training": training_of(cell)},
                 "answer_tokens": _answer_tokens(records, "tuned", scores),
                 **_mean_scores(cell.ids, scores, confidence),
-                "gain": _gain(cell.ids, base, scores, confidence) if scored else None,
+                "gain": _gain(cell, scores, confidence) if scored else None,
                 "runs": [
                     {
                         **{"run_id": run.id, "seed": seed, **_run_scores(run.id, None, scores)},
@@ -171,12 +171,13 @@ def _mean_scores(names: Sequence[str], scores: Scores, confidence: float) -> Val
     }
 
 
-def _gain(names: Sequence[str], base: str, scores: Scores, confidence: float) -> Values:
+def _gain(cell: Cell, scores: Scores, confidence: float) -> Values:
     """Return tuned - base on the same examples; not part of the corrected tests."""
-    found = {}
+    found, own = {}, [base_column(name) for name in cell.ids]
+    bases = [name if name in scores.columns else base_column(cell.model) for name in own]
     for metric in scores.metrics:
-        gains = scores.of_runs(names, metric) - scores.of_runs([base], metric)
-        examples = scores.on_resampled(names, metric) - scores.on_resampled([base], metric)
+        gains = scores.of_runs(cell.ids, metric) - scores.of_runs(bases, metric)
+        examples = scores.on_resampled(cell.ids, metric) - scores.on_resampled(bases, metric)
         found[metric] = {"delta": gains.mean(), **_interval(gains, examples, confidence)}
     return found
 
@@ -276,7 +277,7 @@ def _signal_to_noise(cells: Sequence[Cell], scores: Scores) -> list[Values]:
         if len(names) < 2 or max(map(len, names)) < 2:
             continue
         for task, metric in product([*scores.examples, *([None] if len(scores.examples) > 1 else [])], scores.metrics):
-            if task is not None and metric in scores.harness:
+            if task is not None and "/" in metric:  # of one other task
                 continue
             runs = [scores.of_runs(ids, metric, task) for ids in names]
             means = [values.mean() for values in runs]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from tometune.evaluation.metrics import better, label
@@ -11,6 +12,7 @@ LIMIT = "LIMIT: only some examples were scored (eval.limit); this is a trial, no
 NOTHING_TO_COMPARE = "There is nothing to compare: no two cells of one model differ in exactly one setting."
 SINGLE_SEED = "A single seed cannot tell."
 EXPLORATORY = "Not asked: these comparisons are exploratory."
+ONLY = "only "
 NAMED_SOURCES = 3  # an arm of more is "12 others"
 SAME = 1.02  # numbers that differ by at most this factor are the same: packs are not filled to the last token
 
@@ -36,9 +38,10 @@ def answers(table: Table) -> list[Answer]:
     groups, sources = headline(table), source_effects(table)
     found: list[Answer] = []
     answered: list[Table] = []
-    if sources:
-        metric = main_metric(list(next(iter(sources.values())).values()))
-        by_source = {name: entries[metric] for name, entries in sources.items()}
+    for kind in dict.fromkeys(_kind(entries) for entries in sources.values()):
+        own = {name: entries for name, entries in sources.items() if _kind(entries) == kind}
+        metric = main_metric(list(next(iter(own.values())).values()))
+        by_source = {name.removeprefix(ONLY): entries[metric] for name, entries in own.items()}
         answered += by_source.values()
         found.append(_sources_answer(by_source, table))
     found += _amounts_answer([pair for pairs in groups for pair in pairs], table)
@@ -97,22 +100,32 @@ def headline(table: Table) -> list[list[tuple[str, str]]]:
 def source_effects(table: Table) -> dict[str, dict[str, Table]]:
     """Return the effect of having each source, or only it, in the mix: by source, then by metric.
 
-    Each is a comparison with the mix of all sources, with the sign turned where the arm leaves the source out.
+    Each is a comparison with the mix of all sources, with the sign turned where the arm leaves the source out. The
+    name of a source has the model and other settings if they differ between arms, and a prefix if a table has both
+    kinds of arms.
     """
     rows = {row["cell"]: row for row in tuned_rows(table)}
+    pairs = [(entry, rows[entry["a"]], rows[entry["b"]]) for entry in table["comparisons"]]
+    pairs = [(entry, a, b) for entry, a, b in pairs if bool(a["arm"]) != bool(b["arm"]) and a["rows"] == b["rows"]]
+    kinds = {kind for _, a, b in pairs for kind in a["arm"] or b["arm"]}
+    settings = [other_settings(a) for _, a, _ in pairs]
+    varied = [key for key in dict.fromkeys(chain(*settings)) if len({str(own.get(key)) for own in settings}) > 1]
     found: dict[str, dict[str, Table]] = {}
-    for entry in table["comparisons"]:
-        a, b = rows[entry["a"]], rows[entry["b"]]
-        if bool(a["arm"]) == bool(b["arm"]) or a["rows"] != b["rows"]:
-            continue
+    for entry, a, b in pairs:
         ((kind, sources),) = (a["arm"] or b["arm"]).items()
         sign = 1 if bool(a["arm"]) == (kind == "only") else -1
         low, high = sorted(sign * end + 0.0 for end in (entry["ci_low"], entry["ci_high"]))
         name = " + ".join(sources) if len(sources) <= NAMED_SOURCES else f"{len(sources)} others"
         name = f"{a['model']} {name}" if len(models(table)) > 1 else name
+        name = " ".join([name, *(f"{key}={other_settings(a).get(key)}" for key in varied)])
+        name = f"{ONLY}{name}" if kind == "only" and len(kinds) > 1 else name
         turned = {"delta": sign * entry["delta"] + 0.0, "ci_low": low, "ci_high": high, "kind": kind}
         found.setdefault(name, {})[entry["metric"]] = {**entry, **turned}
     return found
+
+
+def _kind(entries: Mapping[str, Table]) -> str:
+    return str(next(iter(entries.values()))["kind"])
 
 
 def main_metric(entries: Sequence[Table]) -> str:
@@ -141,7 +154,12 @@ def _amounts_answer(pairs: Sequence[tuple[str, str]], table: Table) -> list[Answ
     asked = [entry for entry in primary if entry["a"].startswith(f"{entry['b']}{ADDED}")]
     if not asked or not {(entry["a"], entry["b"]) for entry in asked}.issuperset(pairs):
         return []
-    own = asked[0]["b"]
+    return [_amounts_of(own, asked, table) for own in dict.fromkeys(entry["b"] for entry in asked)]
+
+
+def _amounts_of(own: str, primary: Sequence[Table], table: Table) -> Answer:
+    """Return whether any amount of rows, added to the mix of the cell `own`, is better than the mix alone."""
+    asked = [entry for entry in primary if entry["b"] == own]
     found = {f"{entry['a'].partition(ADDED)[2]} rows ({label(entry['metric'])})": entry for entry in asked}
     words = "Yes: ", "It harms: "
     answer = _answer_by_name(f"Does adding rows to {own} help?", f"Difference from {own} alone", found, table, words)
@@ -153,7 +171,7 @@ def _amounts_answer(pairs: Sequence[tuple[str, str]], table: Table) -> list[Answ
             f"{longest['steps']:,.0f} with added rows, which may be the reason for a difference. As many for all: "
             f"trainer.max_steps=null trainer.max_tokens={math.ceil(longest['tokens'])}."
         )
-    return [answer]
+    return answer
 
 
 def _answer_by_value(entries: Sequence[Table], table: Table) -> Answer:

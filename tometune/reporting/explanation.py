@@ -72,7 +72,7 @@ def _mix(row: Table) -> tuple[str, int]:
 def _explanation(own: Table, a: Table, b: Table, controls: Mapping[str, Table], margin: float | None) -> dict[str, Any]:
     """Return the entry on the difference `own` between the rows `a` and `b`."""
     causes = dict.fromkeys([*CONTROLS.values(), SOURCES], "not run")
-    sentences, explain, unused = [], [], []
+    sentences, explain, unused, metric = [], [], [], own["metric"]
     findings = sorted(_findings(own, a, b, controls, margin), key=lambda finding: list(causes).index(finding[1]))
     for name, preset, shown, verdict, cause in findings:
         if differ := [key for key in controls[name]["differ"] if key not in OWN_SETTINGS[preset]]:
@@ -81,6 +81,8 @@ def _explanation(own: Table, a: Table, b: Table, controls: Mapping[str, Table], 
         causes[preset] = verdict
         sentences.append(f"{shown}: {SENTENCES[verdict].format(cause)}.")
         explain += {"explained": [cause], "part": [f"{cause} (at least in part)"]}.get(verdict, [])
+    without = [name for name, control in controls.items() if metric not in control["metrics"]]
+    unused += [f"{name} ({label(metric)} was not scored)" for name in without]
     if unused:
         sentences.append(f"Not used, because these settings are not those of this sweep: {'; '.join(unused)}.")
     if absent := [f"+sweep={preset}" for preset, verdict in causes.items() if verdict == "not run"]:
@@ -88,7 +90,8 @@ def _explanation(own: Table, a: Table, b: Table, controls: Mapping[str, Table], 
             f"Not run yet: {listed(absent)}. Run tometune train with each of them and with the model, data "
             "and eval of this sweep, then repeat this report."
         )
-    answer = "Undecided." if set(causes.values()) != {"not run"} else "Not known: no control was run."
+    none = f"Not known: no {'such ' if unused else ''}control was run."
+    answer = "Undecided." if set(causes.values()) != {"not run"} else none
     if explain:
         answer = f"{listed(explain)[0].upper()}{listed(explain)[1:]}."
     elif set(causes.values()) == {"not explained"}:
@@ -106,7 +109,8 @@ def _findings(
         for cause, (setting, entry) in _same_pair(metric, a, b, control).items():
             shown = f"With {setting} (sweep {name}) the difference is {brief(entry)}"
             yield name, CONTROLS[cause], shown, _verdict(own, entry, margin), cause
-        effects = {of: entries[metric] for of, entries in conclusions.source_effects(control).items()}
+        by_source = conclusions.source_effects(control) if metric in control["metrics"] else {}
+        effects = {of: entries[metric] for of, entries in by_source.items()}
         if effects and all(entry["kind"] == "without" for entry in effects.values()):
             verdict, decisive = _verdict_on_sources(own, effects, control)
             texts = listed([f"{brief(effects[of])} for {of}" for of in decisive])

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from itertools import product
+from itertools import cycle, product
 from textwrap import fill
 from typing import Any
 
@@ -58,9 +58,9 @@ def tasks(table: Table) -> str:
     return as_grid(axes, "tasks", description, _legend(table), len(metrics))
 
 
-def _legend(table: Table) -> dict[str, str]:
+def _legend(table: Table) -> list[tuple[str, str]]:
     names = models(table)
-    return {colour_of(names, name): name for name in names} if len(names) > 1 else {}
+    return [(colour_of(names, name), name) for name in names] if len(names) > 1 else []
 
 
 def _draw_cells(axis: Axes, table: Table, metric: str, columns: int, task: str | None = None) -> None:
@@ -189,7 +189,7 @@ def curve(table: Table) -> str | None:
     metrics, values = table["metrics"], sorted({_value(row, key) for row in rows})
     axes = panels(list(map(label, metrics)), 3.4)
     for axis, metric in zip(axes, metrics, strict=True):
-        for number, (colour, points) in enumerate(zip(ACCENTS, series.values(), strict=False)):
+        for number, (colour, points) in enumerate(zip(cycle(ACCENTS), series.values(), strict=False)):
             points = sorted(points, key=lambda row: _value(row, key))
             places = [_value(row, key) * 1.08**number for row in points]  # side by side, so that intervals stay visible
             means = [row[metric]["mean"] for row in points]
@@ -201,7 +201,7 @@ def curve(table: Table) -> str | None:
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel(key)
         axis.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
-    legend = dict(zip(ACCENTS, series, strict=False)) if len(series) > 1 else {}
+    legend = [*zip(cycle(ACCENTS), series, strict=False)] if len(series) > 1 else []
     return as_grid(axes, "curve", f"Mean scores over {key} with intervals.", legend)
 
 

@@ -79,21 +79,22 @@ def panels(titles: Sequence[str], height: float, columns: int = COLUMNS) -> list
 
 
 def as_grid(
-    axes: Sequence[Axes], name: str, description: str, legend: Mapping[str, str] | None = None, columns: int = COLUMNS
+    axes: Sequence[Axes], name: str, description: str, legend: Sequence[tuple[str, str]] = (), columns: int = COLUMNS
 ) -> str:
     """Return panels as HTML, next to each other or, in a narrow window, below each other.
 
-    `name` must be unique on the page, `description` is read by screen readers. `legend` has texts by colour.
+    `name` must be unique on the page, `description` is read by screen readers. `legend` has a colour and
+    a text for each entry.
     """
     svgs = "".join(as_svg(axis, f"{name}{number}") for number, axis in enumerate(axes))
     label = f'role="img" aria-label="{escape(description)}" style="--columns: {min(columns, len(axes))}"'
-    return f'<div class="panels" {label}>{svgs}</div>{as_legend(legend or {})}'
+    return f'<div class="panels" {label}>{svgs}</div>{as_legend(legend)}'
 
 
-def as_legend(texts: Mapping[str, str]) -> str:
-    """Return a legend as HTML, with texts by colour."""
-    lines = (f'<li><i style="background: var({VARIABLES[hue]})"></i>{escape(text)}</li>' for hue, text in texts.items())
-    return f'<ul class="legend">{"".join(lines)}</ul>' if texts else ""
+def as_legend(entries: Sequence[tuple[str, str]]) -> str:
+    """Return a legend of colours and texts as HTML."""
+    lines = (f'<li><i style="background: var({VARIABLES[hue]})"></i>{escape(text)}</li>' for hue, text in entries)
+    return f'<ul class="legend">{"".join(lines)}</ul>' if entries else ""
 
 
 def as_svg(axis: Axes, name: str) -> str:

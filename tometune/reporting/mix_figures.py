@@ -26,7 +26,7 @@ def sources(cells: Sequence[Cell]) -> str | None:
 
     For mixes redrawn per seed, the first seed is shown.
     """
-    mixes: dict[str, dict[str, int]] = {}
+    mixes: dict[tuple[str, int], dict[str, int]] = {}
     for cell in cells:
         path = next(iter(cell.runs.values())).folder / "mix.json"
         try:
@@ -34,8 +34,10 @@ def sources(cells: Sequence[Cell]) -> str | None:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         if found:
-            mixes.setdefault(cell.data, found)
-    return stacked_bars("Rows of each mix by source", mixes) if mixes else None
+            mixes.setdefault((cell.data, cell.rows), found)
+    sizes = Counter(name for name, _ in mixes)
+    bars = {name if sizes[name] < 2 else f"{name} {rows:,}": mix for (name, rows), mix in mixes.items()}
+    return stacked_bars("Rows of each mix by source", bars) if bars else None
 
 
 def stacked_bars(title: str, bars: Mapping[str, Mapping[str, int]]) -> str:
@@ -58,7 +60,7 @@ def stacked_bars(title: str, bars: Mapping[str, Mapping[str, int]]) -> str:
         most = list(parts.items())[:MOST_PARTS]
         described.append(f"{bar}: {', '.join(f'{count:,} {part}' for part, count in most)}")
     texts = [*map(shortened, named), *([f"{rest} others"] if rest else [])]
-    legend = as_legend(dict(zip(colours, texts, strict=False)))
+    legend = as_legend([*zip(colours, texts, strict=False)])
     label = escape(f"{title}: {'; '.join(described)}.")
     return f'<div class="bars" role="img" aria-label="{label}">{"".join(lines)}</div>{legend}'
 

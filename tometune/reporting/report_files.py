@@ -3,6 +3,8 @@
 import csv
 import io
 from collections.abc import Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -225,6 +227,10 @@ def as_html(report: Report, cards: Mapping[str, Path] | None = None) -> str:
         versions=[f"{name} {' / '.join(sorted(found))}" for name, found in versions.items()],
         averaged={task: table["tasks"][task] for task in averaged(table["tasks"])},
         models=names,
+        signal=[
+            (*key, {entry["metric"]: entry for entry in own})
+            for key, own in groupby(table["signal"], itemgetter("model", "task"))
+        ],
     )
     text = text.replace("ROUGE-", "ROUGE\N{NON-BREAKING HYPHEN}")
     return text.replace("p = ", "p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")

@@ -1,7 +1,7 @@
 """Reads the score files of a sweep's runs and pairs them by example."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -33,7 +33,8 @@ Files = dict[tuple[str, str], pd.DataFrame]  # examples of one task by id, by (s
 class Scores:
     """Mean scores by column, on the examples and on resamples of them (the same resamples for all columns).
 
-    There is one column per run, named by its id, and one per base model, named by `base_column(model)`.
+    There is one column per run, named by its id, and one per base model, named by `base_column(model)`. Where runs
+    disagree on the scores of a base model, each also has a column with its own, `base_column(run id)`.
     """
 
     by_task: list[str]  # metrics: ROUGE, then every other metric that all tasks of all runs have
@@ -70,9 +71,9 @@ class Scores:
         return [(each, name) for each in ([task or own] if task or own else averaged(self.examples))]
 
 
-def base_column(model: str) -> str:
-    """Return the name of a base model's column."""
-    return f"before {model}"
+def base_column(name: str) -> str:
+    """Return the name of the column of a base model, or of the base scores of one run."""
+    return f"before {name}"
 
 
 def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
@@ -103,15 +104,14 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
     sources = _by_source(ours) if "nll" in metrics else {}
     known = list(dict.fromkeys([*metrics, *chain(*harness.values())]))
     arrays: dict[str, Floats] = {}  # [examples, columns, metrics], NaN where a task lacks a metric
-    of_base: dict[str, list[Floats]] = {}  # means [files, metrics] by task
+    for name, stages in [(name, stages) for name, stages in columns.items() if len(stages) > 1]:
+        means = [np.array([files[stage].reindex(columns=known).mean() for stage in stages]) for files in ours.values()]
+        if note := _disagreement(name, means, metrics):
+            notes.append(note)
+            columns |= {base_column(run_id): [(stage, run_id)] for stage, run_id in stages}
     for task, files in (read | sources).items():
-        by_column = []
-        for name, stages in columns.items():
-            scores = [files[stage].reindex(columns=known).to_numpy(float) for stage in stages]
-            by_column.append(np.mean(scores, axis=0))
-            if len(stages) > 1 and task in ours:
-                of_base.setdefault(name, []).append(np.mean(scores, axis=1))
-        arrays[task] = np.stack(by_column, axis=1)
+        scores = [[files[stage].reindex(columns=known).to_numpy(float) for stage in own] for own in columns.values()]
+        arrays[task] = np.stack([np.mean(each, axis=0) for each in scores], axis=1)
     clusters = [_clusters(files) for files in (read | sources).values()]
     drawn = resampled_means([array.reshape(len(array), -1) for array in arrays.values()], resamples, clusters)
     drawn = drawn.reshape(len(arrays), resamples, len(columns), len(known))
@@ -123,7 +123,7 @@ def load_scores(runs: Sequence[SweepRun], resamples: int) -> Scores:
         sources={source: len(arrays[source]) for source in sources},
         means={(task, metric): arrays[task][:, :, m].mean(axis=0) for _, task, m, metric in keys},
         resampled={(task, metric): drawn[t, :, :, m] for t, task, m, metric in keys},
-        notes=[*notes, *(note for name, means in of_base.items() for note in _disagreement(name, means, metrics))],
+        notes=notes,
         clusters={task: len(set(labels)) for task, labels in zip(ours, clusters, strict=False) if labels is not None},
         harness=[f"{metric}/{task}" for task, own in harness.items() for metric in own],
     )
@@ -135,16 +135,17 @@ def _metrics_of(read: Iterable[Files]) -> tuple[list[str], set[str]]:
     return [name for name in known[0] if all(name in others for others in known)], set().union(*known)
 
 
-def _disagreement(name: str, means: Sequence[Floats], metrics: Sequence[str]) -> Iterator[str]:
-    """Yield a note if runs have other scores of the same base model; `means` is [files, metrics] by task."""
+def _disagreement(name: str, means: Sequence[Floats], metrics: Sequence[str]) -> str | None:
+    """Return a note if runs have other scores of the same base model; `means` is [files, metrics] by task."""
     most = np.nanmax(np.ptp(means, axis=1))
-    if most > TOLERANCE:
-        rouge_l = np.mean(means, axis=0)[:, metrics.index("rougeL")]
-        yield (
-            f"Row {name}: the runs disagree on this score (ROUGE-L {rouge_l.min():.4f} to {rouge_l.max():.4f}, "
-            f"up to {most:.4f} on one task), so the row is a mean. They were scored with different settings, "
-            "versions or hardware."
-        )
+    if most <= TOLERANCE:
+        return None
+    rouge_l = np.mean(means, axis=0)[:, metrics.index("rougeL")]
+    return (
+        f"Row {name}: the runs disagree on this score (ROUGE-L {rouge_l.min():.4f} to {rouge_l.max():.4f}, "
+        f"up to {most:.4f} on one task), so the row is a mean, and each gain is that over the run's own base scores. "
+        "They were scored with different settings, versions or hardware."
+    )
 
 
 def _by_source(read: Mapping[str, Files]) -> dict[str, Files]:

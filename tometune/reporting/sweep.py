@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tometune.common.errors import UserError, did_you_mean
+from tometune.config.command_line import parse
 from tometune.config.root import Config
 from tometune.runs.identity import identity
 from tometune.runs.run import REPEAT, DamageError, read_record, score_problems
@@ -208,8 +209,11 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _missing(folder: Path, name: str, reason: str, cell: Mapping[str, Any]) -> Missing:
     """Describe a missing run by its config.yaml, else by its entry in sweep.json."""
-    known: dict[str, Any] = {key: cell[key] for key in ("model", "data", "seed") if key in cell}
-    known |= dict(text.lstrip("+").split("=", 1) for text in cell.get("overrides", []) if "=" in text)
+    known: dict[str, Any] = {
+        each.key_or_group: each.value() for each in parse(cell.get("overrides", []))
+    }  # 2e-4 as 0.0002
+    known = {key: str(value) if isinstance(value, list) else value for key, value in known.items()}
+    known |= {key: cell[key] for key in ("model", "data", "seed") if key in cell}  # not a preset's name
     with suppress(Exception):  # the run may have ended before it wrote one
         written: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
         known |= {**_flat(written), "model": written["model"]["name"], "data": written["data"]["name"]}

@@ -28,7 +28,7 @@ def identity(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
     """Return what can change the result of a run, as plain values for hashing; `fingerprints` as in `RunInputs`."""
     groups = {name: content_of(getattr(config, name)) for name in ("trainer", "eval", "seeds")}
     lora = config.lora if config.lora.enabled else LoraConfig(enabled=False)
-    groups |= {"data": content_of(_without_unused_scores(without_unused(config.data))), "lora": content_of(lora)}
+    groups |= {"data": _data_content(config.data), "lora": content_of(lora)}
     return {"meaning": MEANING, "model": model_content(config.model), **groups, "inputs": dict(fingerprints)}
 
 
@@ -39,6 +39,17 @@ def model_content(model: ModelConfig) -> dict[str, Any]:
     """
     content: dict[str, Any] = content_of(model) | {"precision": resolve_precision(model.precision).value}
     return content | ({"backend": Backend.transformers.value} if replaces_unsloth(model) else {})
+
+
+def _data_content(data: DataConfig) -> Any:
+    """Return the data group. `pool.draw` counts if the pool would be part of it without: rows are held out of it.
+
+    With `data.rows`, a mix that draws no rows is one whose base is large enough, and `draw` changes nothing.
+    """
+    content, pool = content_of(_without_unused_scores(without_unused(data))), data.pool
+    if pool is not None and data.rows is None and pool.add is None and data.held_out.rows != 0 and data.held_out.pool:
+        content["pool"]["draw"] = pool.draw
+    return content
 
 
 def _without_unused_scores(data: DataConfig) -> DataConfig:

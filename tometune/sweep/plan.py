@@ -18,6 +18,7 @@ from rich.table import Table
 
 from tometune.common.distributed import processes
 from tometune.common.errors import UserError, some
+from tometune.config.eval import HARNESS
 from tometune.config.model import Backend, Compute, Quantization
 from tometune.config.root import Config
 from tometune.config.sweep_cells import Jobs
@@ -229,8 +230,10 @@ def _speed_of(folder: Path, record: Mapping[str, Any]) -> Speed:
     def size(path: Path) -> int:
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
-    stages = {
-        stage: [task for task in scores["tasks"].values() if not task.get("reused")]
+    stages = {  # the seconds of `eval.harness` stay in `other`, since a plan counts no answers for it
+        stage: [
+            task for name, task in scores["tasks"].items() if not task.get("reused") and not name.startswith(HARNESS)
+        ]
         for stage, scores in record["eval"].items()
     }
     answering = {stage: sum(task["seconds"] for task in tasks) for stage, tasks in stages.items()}
@@ -276,7 +279,7 @@ def _short_run(config: Config, cache: Path) -> Config:
     """Return the config of a short run of the same kind, without a tracker and outside the sweep."""
     return replace(
         config,
-        trainer=replace(config.trainer, max_steps=STEPS, save_steps=10 * STEPS),
+        trainer=replace(config.trainer, max_steps=STEPS, max_tokens=None, save_steps=10 * STEPS),
         eval=replace(config.eval, limit=EXAMPLES),
         tracking=replace(config.tracking, tracker=Tracker.none),
         sweep=replace(config.sweep, name=None),
