@@ -8,6 +8,7 @@ import pytest
 
 from tests.reporting.sweeps import METRICS, TASKS, change_rows, edit, editing, write_run, write_table
 from tometune.config.report import ReportConfig
+from tometune.evaluation.statistics import seeds_needed
 from tometune.reporting.analysis import build
 from tometune.reporting.cautions import cautions
 from tometune.reporting.conclusions import answers, headline
@@ -110,6 +111,18 @@ def test_added_rows_are_answered_for_each_model(tmp_path):
         ("Does adding rows to large mine_4k help?", "Yes: 1k rows (ROUGE-L)."),
         ("Does adding rows to small mine_4k help?", "It harms: 1k rows (ROUGE-L)."),
     ]
+
+
+def test_more_seeds_do_not_reduce_the_error_over_examples(tmp_path):
+    """The number of seeds is that of `plan=true`, on the same deviation and error."""
+    write_table(tmp_path, effect=0.01, examples=60, deviation=0.004)
+    more = []
+    for entry in build(tmp_path, 500, 0.95).table["comparisons"]:
+        need, error = entry["seeds_needed"], entry["examples_deviation"]
+        expected = seeds_needed(need["deviation"], 0.01, error=error)
+        assert need["n"] == expected
+        more.append(expected - seeds_needed(need["deviation"], 0.01))
+    assert max(more) > 0
 
 
 def test_much_shorter_answers_are_a_caution(sweep, page):

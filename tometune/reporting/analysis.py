@@ -245,21 +245,22 @@ def _compare(a: Cell, b: Cell, metric: str, scores: Scores, confidence: float) -
         **{"p_holm": None, "ci_low_holm": None, "ci_high_holm": None},
         "paired": paired,
         "seeds": [len(ids) for ids in names],
-        "seeds_needed": _seeds_needed(seeds, paired, 1 - confidence) if known else None,
+        "seeds_needed": _seeds_needed(seeds, paired, 1 - confidence, float(np.std(examples))) if known else None,
         "examples_deviation": np.std(examples),
     }
     return comparison, statistics.combined_draws(examples, seeds) if known else None
 
 
-def _seeds_needed(seeds: Sequence[Floats], paired: bool, alpha: float) -> Values:
+def _seeds_needed(seeds: Sequence[Floats], paired: bool, alpha: float, error: float) -> Values:
     """Return the seeds per arm that detect `DIFFERENCE`, with the range given by the uncertainty of the deviation.
 
     `seeds` holds the paired differences, or, if the arms have different seeds, the scores of each arm. The deviation is
-    that of the difference between one run of each arm.
+    that of the difference between one run of each arm; `error` is the standard error over examples, which more seeds
+    do not reduce.
     """
     deviation = float(np.sqrt(sum(np.var(values, ddof=1) for values in seeds)))
     ends = statistics.deviation_interval(deviation, sum(len(values) - 1 for values in seeds), 1 - alpha)
-    counts = [statistics.seeds_needed(each, DIFFERENCE, POWER, alpha, paired) for each in (deviation, *ends)]
+    counts = [statistics.seeds_needed(each, DIFFERENCE, POWER, alpha, paired, error) for each in (deviation, *ends)]
     known = {"difference": DIFFERENCE, "power": POWER, "deviation": deviation}
     return {**known, **dict(zip(("n", "low", "high"), counts, strict=True))}
 

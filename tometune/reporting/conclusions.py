@@ -278,7 +278,8 @@ def _sentences_on_tests(found: Sequence[Table], table: Table) -> list[str]:
     for entry in found:
         counts = [entry["seeds_needed"][name] for name in ("n", "low", "high")]
         number, low, high = ("more than 100,000" if count is None else f"{count:,}" for count in counts)
-        numbers.append(f"about {number} for {label(entry['metric'])} ({low} to {high})")
+        about, ends = ("", "") if low == number == high else ("about ", f" ({low} to {high})")
+        numbers.append(f"{about}{number} for {label(entry['metric'])}{ends}")
     seeds = listed([str(number) for number in dict.fromkeys(found[0]["seeds"])])
     detected = f"detect a difference of {need['difference']} with {need['power']:.0%} power"
     sentences.append(f"Seeds per arm needed to {detected}: {', '.join(numbers)}.")
