@@ -103,7 +103,7 @@ def test_a_failed_run_is_tried_again(finished, place):
 
 CASES = [
     ("plain", 3, {}),
-    ("dropout and packing", 1, packs(96, 2) | {"max_steps": 5, "num_train_epochs": 9}),
+    ("dropout and packing", 1, packs(96, 2) | {"max_steps": 5, "num_train_epochs": 9, "logging_steps": 3}),
     *(
         pytest.param(name, 2, trainer, marks=pytest.mark.nightly)
         for name, trainer in {

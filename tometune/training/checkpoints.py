@@ -13,7 +13,7 @@ import torch
 from tometune.common.errors import UserError
 from tometune.common.files import disk_errors, sync_folder, temporary_path
 from tometune.common.integrity import INDEX, defect, shards
-from tometune.training.metrics import CURVES, METER
+from tometune.training.metrics import CURVES, METER, PENDING
 from tometune.training.steps import checkpoints_kept, state_bytes, steps_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ SHARD = "5GB"  # largest file of a whole model's weights
 STATE = "trainer_state.json"  # written last by transformers' Trainer, so it marks a checkpoint as complete
 SAVING = ".saving"  # folder next to the checkpoints in which the next one is written; a kill leaves it behind
 FILES = ("optimizer.pt", "scheduler.pt", METER, STATE)
-OPTIONAL = ("scaler.pt", "adapter_config.json", "config.json", CURVES)
+OPTIONAL = ("scaler.pt", "adapter_config.json", "config.json", CURVES, PENDING)
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors", INDEX)
 """One of them: an adapter, a whole model, or the index of one in several files."""
 

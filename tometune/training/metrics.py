@@ -21,6 +21,7 @@ from tometune.data.encoder import IGNORE
 
 log = logging.getLogger(__name__)
 
+PENDING = "pending.json"  # file of a checkpoint: loss and metrics of the steps since the last log line
 METER = "meter.json"  # file of a checkpoint with the totals of the meter
 CURVES = "metrics.jsonl"  # file of a run, and of a checkpoint with the lines up to its step
 

@@ -1,5 +1,6 @@
 """Supervised fine-tuning with TRL's trainer: memory, resuming, and saving the adapter or the model."""
 
+import json
 import logging
 import math
 from contextlib import nullcontext
@@ -26,7 +27,7 @@ from tometune.training.batches import Collator, Training, TrainingInputs
 from tometune.training.checkpoints import check_disk, last_checkpoint, save_adapter, save_full_model, step_of
 from tometune.training.cuda_graph import GraphError, can_use_graph, compiled_layers, graph_for
 from tometune.training.memory import MicroBatch
-from tometune.training.metrics import CURVES, Curves, Meter, OnLog, peak_memory_bytes
+from tometune.training.metrics import CURVES, PENDING, Curves, Meter, OnLog, peak_memory_bytes
 from tometune.training.steps import Step, divisors, effective_batch, in_packs, steps_of
 from tometune.training.trainer import MeteredTrainer, StepCallback, arguments
 
@@ -166,6 +167,8 @@ def _train_and_save(training: Training, size: MicroBatch) -> dict[str, Any]:
             *(f"{counts.trainable_tokens:,}", step.rows, step.micro_batch, steps_of(inputs.trainer, rows)),
             *(math.ceil(rows / step.rows), f", resuming from {checkpoint.name}" if checkpoint else ""),
         )
+        if checkpoint and (checkpoint / PENDING).exists():  # older checkpoints have none
+            trainer.pending = json.loads((checkpoint / PENDING).read_text(encoding="utf-8"))
         meter.start()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if callback.signal:

@@ -1,5 +1,6 @@
 """TRL's trainer: its arguments, and the trainer itself with the meter, the curves and complete checkpoints."""
 
+import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from tometune.models.packed_attention import training_attention
 from tometune.training.batches import FullBatches, RowsAndBlank, Training
 from tometune.training.checkpoints import SAVING
 from tometune.training.cuda_graph import PassGraph
-from tometune.training.metrics import Curves, Meter
+from tometune.training.metrics import PENDING, Curves, Meter
 from tometune.training.steps import Step
 
 PER_TOKEN = ("entropy", "mean_token_accuracy")  # metrics of TRL that are means over tokens with a label
@@ -106,6 +107,7 @@ class MeteredTrainer(SFTTrainer):
     """`trl.SFTTrainer` on rows that are already tokenised and labelled."""
 
     saving_to: str | None = None  # while a checkpoint is written: its folder's parent
+    pending: dict[str, Any] | None = None  # what a checkpoint has of the steps since the last log line, see `PENDING`
 
     def __init__(
         self,
@@ -243,12 +245,13 @@ class MeteredTrainer(SFTTrainer):
         It is written in another folder, brought to the disk, and renamed.
         """
         checkpoints, name, first = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}", is_first()
-        saving = checkpoints / SAVING
+        saving, pending = checkpoints / SAVING, self._since_last_log()
         try:
             with disk_errors(checkpoints):
                 if first:
                     shutil.rmtree(saving, ignore_errors=True)
                     (saving / name).mkdir(parents=True)
+                    (saving / name / PENDING).write_text(json.dumps(pending), encoding="utf-8")
                     self.meter.save(saving / name)
                     self.curves.save(saving / name)
                 self.accelerator.wait_for_everyone()
@@ -265,6 +268,13 @@ class MeteredTrainer(SFTTrainer):
             self.saving_to = None
             if first:
                 shutil.rmtree(saving, ignore_errors=True)  # half a checkpoint is useless and takes up space
+
+    def _since_last_log(self) -> dict[str, Any]:
+        """Return what the next log line needs from the steps since the last one."""
+        loss = float(self.accelerator.gather(self._tr_loss).mean())  # over processes, as it is logged
+        metrics = {name: [float(value) for value in values] for name, values in self._metrics["train"].items()}
+        counts = [int(count) for count in self.trained_tokens]
+        return {"loss": loss, "step": self._globalstep_last_logged, "metrics": metrics, "trained_tokens": counts}
 
     def _get_output_dir(self, trial: Any) -> str:
         return self.saving_to or str(super()._get_output_dir(trial))
@@ -284,6 +294,12 @@ class MeteredTrainer(SFTTrainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
+        if self.pending is not None:
+            self._tr_loss += self.pending["loss"]
+            self._globalstep_last_logged = self.pending["step"]
+            self._metrics["train"].update(self.pending["metrics"])
+            self.trained_tokens = self.pending["trained_tokens"]
+            self.pending = None
         if self.graph is not None:
             self.model.train()
             model = nn.ParameterList(self.graph.weights)
