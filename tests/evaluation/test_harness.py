@@ -8,7 +8,7 @@ import torch
 
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
-from tometune.evaluation import harness
+from tometune.evaluation import harness, scoring
 from tometune.evaluation.harness import fingerprint, load_harness
 from tometune.evaluation.results import read_scores
 from tometune.evaluation.scoring import Scorer
@@ -109,6 +109,16 @@ def test_samples_are_kept_like_the_scores_of_other_tasks(model, score, tmp_path,
     assert (tuned["tasks"]["harness_say"]["examples"], tuned["limited"]) == (6, False)
     assert score(limit=2)["limited"]
     assert len(rows("pick")) == 2
+
+
+def test_without_tasks_of_our_own_no_engine_is_chosen(model, tokenizer, files, tmp_path, monkeypatch):
+    """As for a run with held-out rows that is scored again with another harness."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)
+    monkeypatch.setattr(scoring, "engine_for", None)
+    config = EvalConfig(tasks={}, harness=files[1:], batch_size=4)
+    scores = Scorer(tokenizer, [], config, tmp_path, tmp_path / "cache").stage("base", model)
+    assert (list(scores["tasks"]), scores["acc"]) == (["harness_pick"], scores["tasks"]["harness_pick"]["acc"])
 
 
 def test_a_task_that_cannot_be_loaded_or_runs_generated_code_is_one_line(score, files, tmp_path, monkeypatch):
