@@ -37,7 +37,8 @@ def bits(model, before, reference):
 
 @pytest.fixture
 def prompts(tokenizer):
-    return [encode(tokenizer, [{"role": "user", "content": text}], 512) for text in PROMPTS]
+    encoder = Encoder(Template(tokenizer))
+    return [encode(encoder, [{"role": "user", "content": text}], 512) for text in PROMPTS]
 
 
 @pytest.mark.parametrize(

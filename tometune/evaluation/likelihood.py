@@ -21,7 +21,7 @@ from tometune.common.distributed import gather, processes, rank
 from tometune.common.progress import progress
 from tometune.config.eval import HELD_OUT
 from tometune.data.encoder import Encoder, label_rows
-from tometune.data.template import Rendered, Template
+from tometune.data.template import Template
 from tometune.evaluation.generation import Prompt
 from tometune.evaluation.tasks import Task
 
@@ -78,9 +78,7 @@ def _encoded(encoder: Encoder, pairs: Sequence[tuple[Prompt, str]]) -> list[Prom
     rendered, texts = [], []
     for prompt, reference in pairs:
         texts.append(reference.strip())
-        (answer,), stand_ins = encoder.template.replace_special([{"role": "assistant", "content": texts[-1]}])
-        whole = prompt.text + answer["content"]
-        rendered.append(Rendered(whole, [(len(prompt.text), len(whole))], stand_ins))
+        rendered.append(encoder.template.prompt(list(prompt.messages), texts[-1]))
     rows = []
     for text, (ids, ((first, last),)) in zip(texts, encoder.encode(rendered), strict=True):
         if last - first > LONGEST:

@@ -35,7 +35,7 @@ from tometune.models.base_models import weights_digest
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise it if the same answers get other scores, or the same model gives other answers
+VERSION = 2  # raise it if the same answers get other scores, or the same model gives other answers
 BASE_SCORES, SHARED = "base_scores", "scores.jsonl"  # folder in the cache, and its file
 StageScores = dict[str, Any]  # of a stage, as in run.json: `{rouge1, rouge2, rougeL, tasks: {task: {…}}, limited, …}`
 
@@ -79,7 +79,7 @@ class Scorer:
     def _answered(self, name: str, model: PreTrainedModel, weights: str) -> dict[str, TaskScores]:
         """Return the results of the tasks, of which there is at least one; without any, no engine is needed."""
         config = self.config
-        shared_key = {"weights": weights, "max_prompt_tokens": config.max_prompt_tokens}
+        shared_key = {"scores": VERSION, "weights": weights, "max_prompt_tokens": config.max_prompt_tokens}
         about = {**tokenizer_key(self.tokenizer), **_conditions(model)} if name == "base" else None
         if config.temperature:
             shared_key |= {"temperature": config.temperature, "seed": self.seed}
@@ -196,7 +196,6 @@ def _conditions(model: PreTrainedModel) -> dict[str, Any]:
     settings = [model.config.to_dict(), model.generation_config.to_dict() if model.generation_config else {}]
     text = json.dumps([{**each, "_name_or_path": None} for each in settings], sort_keys=True, default=str)
     return {
-        "scores": VERSION,
         "settings": sha256(text.encode()).hexdigest(),
         "attention": model.config._attn_implementation,
         "device": torch.cuda.get_device_name(model.device) if cuda else torch.backends.cpu.get_cpu_capability(),
