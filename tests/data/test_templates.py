@@ -80,6 +80,8 @@ def test_what_is_trained_is_what_is_asked(name: str, thinking: bool) -> None:
                 assert shown
                 assert text.endswith(shown.group())
                 assert thinking or text.strip() == shown.group()
+                scored = template.prompt(messages[:place], messages[place]["content"]).text
+                assert thinking or row.text.startswith(scored)
 
 
 WORDS = {

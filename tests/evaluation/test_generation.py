@@ -7,6 +7,8 @@ from transformers import GenerationConfig
 
 from tometune.common.errors import UserError
 from tometune.config.model import Precision
+from tometune.data.encoder import Encoder
+from tometune.data.template import Template
 from tometune.evaluation.engines.cuda_graph import CudaGraph
 from tometune.evaluation.generation import GAP, GumbelNoise, encode, generate, share
 
@@ -89,8 +91,9 @@ def test_short_prompts_are_left_alone_and_long_ones_marked(model, tokenizer):
 
 def test_long_prompts_lose_their_middle_and_no_half_of_a_character_is_left(tokenizer):
     text = "START " + " ".join(f"word{n}" for n in range(100)) + " END"
+    encoder = Encoder(Template(tokenizer))
     for most in (45, 60, 61, 120):
-        prompt = encode(tokenizer, talk(text), most)
+        prompt = encode(encoder, talk(text), most)
         assert most - 8 <= len(prompt.ids) <= most
         assert "Be kind." in prompt.text
         head, tail = prompt.text.split("user\n")[1].split("<|im_end|>")[0].split(GAP)
@@ -98,9 +101,21 @@ def test_long_prompts_lose_their_middle_and_no_half_of_a_character_is_left(token
         assert text.endswith(tail)
         assert abs(len(head) - len(tail)) < 12
     for most in range(45, 60):
-        assert "\ufffd" not in encode(tokenizer, talk("漢字🎉" * 50), most).text
+        assert "\ufffd" not in encode(encoder, talk("漢字🎉" * 50), most).text
     with pytest.raises(UserError, match=r"eval\.max_prompt_tokens=10: too few"):
-        encode(tokenizer, talk("hello " * 50), 10)
+        encode(encoder, talk("hello " * 50), 10)
+
+
+@pytest.mark.parametrize(("most", "shortened"), [(2_000, False), (100, True)])
+def test_control_tokens_that_a_message_spells_stay_text_as_in_training(tokenizer, most, shortened):
+    encoder = Encoder(Template(tokenizer))
+    prompt = encode(encoder, talk("What is <|im_end|>? " * 40), most)
+    assert (prompt.shortened, len(prompt.ids) <= most) == (shortened, True)
+    assert "What is <|im_end|>?" in prompt.text
+    row = [*prompt.messages, {"role": "assistant", "content": "the end"}]
+    ((trained, ((start, _),)),) = encoder.encode(encoder.template.render([row]))
+    assert prompt.ids == trained[:start]
+    assert prompt.ids.count(tokenizer.eos_token_id) == 2, "one per turn"
 
 
 def test_draws_follow_the_softmax_and_depend_on_the_seed_but_not_on_the_batch(model, tokenizer):

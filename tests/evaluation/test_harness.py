@@ -1,6 +1,7 @@
 """lm-evaluation-harness over local files, and what is said without it."""
 
 import json
+from hashlib import sha256
 from statistics import fmean
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig
-from tometune.evaluation import harness
+from tometune.evaluation import harness, scoring
 from tometune.evaluation.harness import fingerprint, load_harness
 from tometune.evaluation.results import read_scores
 from tometune.evaluation.scoring import Scorer
@@ -111,6 +112,16 @@ def test_samples_are_kept_like_the_scores_of_other_tasks(model, score, tmp_path,
     assert len(rows("pick")) == 2
 
 
+def test_without_tasks_of_our_own_no_engine_is_chosen(model, tokenizer, files, tmp_path, monkeypatch):
+    """As for a run with held-out rows that is scored again with another harness."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)
+    monkeypatch.setattr(scoring, "engine_for", None)
+    config = EvalConfig(tasks={}, harness=files[1:], batch_size=4)
+    scores = Scorer(tokenizer, [], config, tmp_path, tmp_path / "cache").stage("base", model)
+    assert (list(scores["tasks"]), scores["acc"]) == (["harness_pick"], scores["tasks"]["harness_pick"]["acc"])
+
+
 def test_a_task_that_cannot_be_loaded_or_runs_generated_code_is_one_line(score, files, tmp_path, monkeypatch):
     tasks = pytest.importorskip("lm_eval.tasks")
     with monkeypatch.context() as patch:  # the package's own 10,000 tasks take seconds to list
@@ -140,5 +151,39 @@ def test_the_identity_covers_the_content_of_a_file_and_not_its_place(files, tmp_
     first = fingerprint(files[0])
     (tmp_path / "other.yaml").write_bytes((tmp_path / "say.yaml").read_bytes())
     assert fingerprint(str(tmp_path / "other.yaml")) == first != fingerprint(files[1])
+    (tmp_path / "other.yaml").write_text("task: [")
+    assert fingerprint(str(tmp_path / "other.yaml")) == sha256(b"task: [").hexdigest(), "loading it reports the error"
     with pytest.raises(UserError, match=r"gone\.yaml"):
         fingerprint(str(tmp_path / "gone.yaml"))
+
+
+NAMED = {
+    "one.yaml": "task: one\ninclude: parts/base  # a comment\n",
+    "two.yaml": "task: two\ninclude: [parts/base, parts/more.yaml]\ndoc_to_text: !function parts.text.ask\n",
+    "parts/base": "process_docs: !function 'clean.rows'\nmetric_list: [{metric: !function os.path.join}]\n",
+    "parts/clean.py": "",
+    "parts/more.yaml": "",
+    "parts/text.py": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "named"),
+    [("one.yaml", ["parts/base", "parts/clean.py"]), ("two.yaml", [name for name in NAMED if name != "one.yaml"])],
+)
+def test_the_identity_covers_the_files_that_a_file_names(tmp_path, task, named):
+    for place in ("here", "there"):
+        (tmp_path / place / "parts").mkdir(parents=True)
+        for name, text in NAMED.items():
+            (tmp_path / place / name).write_text(text)
+    first = fingerprint(str(tmp_path / "here" / task))
+    assert fingerprint(str(tmp_path / "there" / task)) == first
+    changed = set()
+    for name in NAMED:
+        (tmp_path / "here" / name).write_text(f"{NAMED[name]}# changed")
+        changed |= {name} if fingerprint(str(tmp_path / "here" / task)) != first else set()
+        (tmp_path / "here" / name).write_text(NAMED[name])
+    assert changed == {task, *named}
+    (tmp_path / "here" / "parts/base").unlink()
+    with pytest.raises(UserError, match="parts/base"):
+        fingerprint(str(tmp_path / "here" / task))

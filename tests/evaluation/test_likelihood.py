@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.chatml import chatml_tokenizer
 from tometune.config.model import ModelConfig, Precision, Quantization, Weights
 from tometune.data.encoder import Encoder
 from tometune.data.template import Template
@@ -37,7 +38,8 @@ def bits(model, before, reference):
 
 @pytest.fixture
 def prompts(tokenizer):
-    return [encode(tokenizer, [{"role": "user", "content": text}], 512) for text in PROMPTS]
+    encoder = Encoder(Template(tokenizer))
+    return [encode(encoder, [{"role": "user", "content": text}], 512) for text in PROMPTS]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,24 @@ def test_batches_equal_one_example_at_a_time(model, tokenizer, prompts, monkeypa
     found = bits_per_byte(model, tokenizer, prompts, REFERENCES)
     assert found == pytest.approx(expected, rel=1e-5)
     assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("text", ["Hello", "Hello ", "What is <|im_end|>?"])
+def test_white_space_that_a_template_puts_before_an_answer_is_scored_as_it_is_trained(monkeypatch, text):
+    mistral = (
+        "{% for m in messages %}{{ '[INST] ' + m['content'] if m['role'] == 'user' else "
+        "' ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    )
+    encoder = Encoder(Template(chatml_tokenizer(mistral)))
+    talk = [{"role": "user", "content": text}, {"role": "assistant", "content": "the quick fox"}]
+    ((trained, ((start, end),)),) = encoder.encode(encoder.template.render([talk]))
+    (row,) = likelihood._encoded(encoder, [(encode(encoder, talk[:1], 512), " the quick fox\n")])
+    assert row.ids == trained[: end - 1], "without the end of turn"
+    assert (row.scored, row.bytes) == (end - 1 - start, len("the quick fox"))
+    assert encoder.decode(row.ids[start:]) == " the quick fox"
+    monkeypatch.setattr(likelihood, "LONGEST", row.scored)
+    (cut,) = likelihood._encoded(encoder, [(encode(encoder, talk[:1], 512), "the quick fox jumps")])
+    assert (cut.ids, cut.bytes) == (row.ids, row.bytes)
 
 
 def test_a_long_reference_is_scored_up_to_a_limit(model, tokenizer, prompts, monkeypatch):

@@ -116,7 +116,7 @@ def test_a_broken_file_is_redone(score, tmp_path, generated):
         assert file.read_bytes() == good
 
 
-def test_other_weights_or_settings_are_scored_again(model, score, config, generated):
+def test_other_weights_or_settings_are_scored_again(model, score, config, generated, monkeypatch):
     def redone():
         score()
         return {{7: "one", 3: "two"}[count] for count in generated()}
@@ -134,6 +134,8 @@ def test_other_weights_or_settings_are_scored_again(model, score, config, genera
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.mul_(1.01)
     assert len(digests | {weights_digest(model)}) == 3
+    assert redone() == {"one", "two"}
+    monkeypatch.setattr(scoring, "VERSION", scoring.VERSION + 1)
     assert redone() == {"one", "two"}
 
 

@@ -94,12 +94,14 @@ def test_an_estimate_is_a_t_a_z_or_a_behrens_fisher_test():
     assert (-found.low / error, found.high / error) == pytest.approx((2.435, 2.435), rel=0.01)
 
 
-def test_equal_scores_differ_by_nothing_and_one_seed_or_example_has_no_test():
+def test_equal_scores_differ_by_nothing_and_one_seed_example_or_cluster_has_no_test():
     found = estimate(0.0, np.full(1_000, 1e-17), [np.zeros(3)], 0.95)
     assert (found.low, found.high, found.p) == (pytest.approx(0), pytest.approx(0), 1.0)
     assert estimate(0.1, np.full(100, 0.1), [], 0.95).p is None
     found = paired_difference([[0.1], [0.2, 0.3]], [[0.3], [0.2, 0.3]], 500, 0.95)
     assert (found.value, found.low, found.excludes_zero) == (pytest.approx(0.1), None, False)
+    found = paired_difference([[0.1, 0.2]] * 2, [[0.3, 0.4]] * 2, 500, 0.95, [None, ["one", "one"]])
+    assert (found.value, found.low, found.excludes_zero) == (pytest.approx(0.2), None, False), "one cluster"
     with pytest.raises(ValueError, match="longer"):
         paired_difference([[0.1, 0.2]], [[0.1]], 500, 0.95)
 

@@ -82,8 +82,13 @@ class Encoder:
     def decode(self, ids: list[int]) -> str:
         return str(self._backend.decode(ids, skip_special_tokens=False))
 
+    def encode_text(self, text: str) -> list[int]:
+        """Return the token ids of a message's text, which has no control tokens."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
+
     def round_trip(self, text: str) -> str:
-        return self.decode(self._plain.encode(text, add_special_tokens=False).ids)
+        return self.decode(self.encode_text(text))
 
 
 @lru_cache(1)

@@ -107,18 +107,23 @@ class Template:
         text = self._render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}])
         return len(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def prompt(self, messages: Messages) -> Rendered:
-        """Return a conversation up to the start of the answer, as in generation.
+    def prompt(self, messages: Messages, answer: str = "") -> Rendered:
+        """Return a conversation up to the start of the answer, as in generation, and the answer if there is one.
+
+        The answer begins with the white space that precedes it in training.
 
         Raises:
             UserError: the template rejects the conversation.
         """
-        replaced, stand_ins = self.replace_special(messages)
+        (*replaced, last), stand_ins = self.replace_special([*messages, {"role": "assistant", "content": answer}])
         text = self._render(replaced, prompt=True)
         if text is None:
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(f"model: its chat template cannot render turns of {roles}; choose another model")
-        return Rendered(text, [], stand_ins)
+        if not answer:
+            return Rendered(text, [], stand_ins)
+        whole = text + self.lead + last["content"]
+        return Rendered(whole, [(len(text), len(whole))], stand_ins)
 
     def render(self, conversations: Sequence[Messages], tools: Sequence[Tools] | None = None) -> list[Rendered]:
         """Return each conversation's text and the characters that are trained on, none for a row that is skipped.

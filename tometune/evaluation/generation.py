@@ -11,7 +11,8 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, Pre
 from tometune.common.distributed import gather, processes, rank
 from tometune.common.errors import UserError
 from tometune.common.seeding import stream
-from tometune.data.template import end_of_turn
+from tometune.data.encoder import Encoder
+from tometune.data.template import Template, end_of_turn
 from tometune.evaluation.engines import Engine
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ GAP = " … "  # replaces the removed middle of a message
 class Prompt:
     """A conversation as the model sees it."""
 
+    messages: Messages  # as shortened
     text: str  # with the chat template's markers
     ids: list[int]
     shortened: bool  # whether it was truncated to `max_prompt_tokens`
@@ -84,7 +86,8 @@ def generate(
         UserError: a prompt cannot be shortened enough, or the device has too little memory.
     """
     start = time.perf_counter()
-    prompts = [encode(tokenizer, messages, max_prompt_tokens) for messages in conversations]
+    encoder = Encoder(Template(tokenizer))
+    prompts = [encode(encoder, messages, max_prompt_tokens) for messages in conversations]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids), reverse=True)
     own = share(order, batch_size)
     config = greedy(model, tokenizer, max_new_tokens)
@@ -117,8 +120,10 @@ def generate(
     return Generations(decoded, time.perf_counter() - start, smallest)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, most: int) -> Prompt:
+def encode(encoder: Encoder, messages: Messages, most: int) -> Prompt:
     """Apply the chat template, up to where the assistant's answer begins.
+
+    Control tokens that a message spells stay text, as in training.
 
     A prompt of more than `most` tokens loses the middle of its last user message, because instructions are usually at
     the start or the end (and models use the middle least: "Lost in the Middle", arXiv:2307.03172). If that is not
@@ -128,27 +133,24 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, most: int) ->
         UserError: the rest of the prompt alone is longer than `most`.
     """
 
-    def tokens(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-
     def render(conversation: Messages, shortened: bool) -> Prompt:
-        text = tokenizer.apply_chat_template(list(conversation), tokenize=False, add_generation_prompt=True)
-        return Prompt(text, tokens(text), shortened)
+        rendered = encoder.template.prompt(list(conversation))
+        ((ids, _),) = encoder.encode([rendered])
+        return Prompt(conversation, rendered.original(0, len(rendered.text)), ids, shortened)
 
     prompt = render(messages, shortened=False)
     last = max(index for index, message in enumerate(messages) if message["role"] == "user")
-    content = tokens(messages[last]["content"]) if len(prompt.ids) > most else []
-    keep = len(content)
+    content = encoder.encode_text(messages[last]["content"]) if len(prompt.ids) > most else []
+    keep, decode = len(content), encoder.template.tokenizer.decode
     while len(prompt.ids) > most:
         keep -= len(prompt.ids) - most
         if keep <= 0 and not last:
             raise UserError(f"eval.max_prompt_tokens={most}: too few for the chat template alone; raise it")
         if keep <= 0:  # the earlier messages alone are too long
-            return replace(encode(tokenizer, messages[last:], most), shortened=True)
+            return replace(encode(encoder, messages[last:], most), shortened=True)
         # A cut inside a character leaves a replacement character, which is removed.
-        start = tokenizer.decode(content[: (keep + 1) // 2]).rstrip("\ufffd")
-        end = tokenizer.decode(content[len(content) - keep // 2 :]).lstrip("\ufffd")
+        start = decode(content[: (keep + 1) // 2]).rstrip("\ufffd")
+        end = decode(content[len(content) - keep // 2 :]).lstrip("\ufffd")
         shorter = {**messages[last], "content": f"{start}{GAP}{end}"}
         prompt = render([*messages[:last], shorter, *messages[last + 1 :]], shortened=True)
     return prompt

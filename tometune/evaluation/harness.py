@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
+
 from tometune.common.errors import UserError, did_you_mean, one_line
 from tometune.config.eval import HARNESS, EvalConfig
 from tometune.data.sources import content_digest
@@ -26,8 +28,35 @@ BATCH = 8  # the harness keeps the logits of whole prompts in float32: 1 GB for 
 
 
 def fingerprint(task: str) -> str:
-    """Return what identifies a task: the content of its YAML file, else that the package has it."""
-    return content_digest(Path(task)).hex() if task.endswith(".yaml") else "lm_eval"
+    """Return what identifies a task: the content of its YAML file and of those it names, else that the package has it.
+
+    Modules that the file's functions import are not followed.
+    """
+    if not task.endswith(".yaml"):
+        return "lm_eval"
+    files, digests = [Path(task)], list[bytes]()
+    for file in files:  # the list grows by the files that each one names
+        digests.append(content_digest(file))
+        files += [path for path in _named_by(file) if path not in files]
+    return (digests[0] if len(digests) == 1 else sha256(b"".join(digests)).digest()).hex()
+
+
+def _named_by(file: Path) -> list[Path]:
+    """Return the files that a task's YAML file names: those of `include`, and the modules of `!function` next to it."""
+    if file.suffix == ".py":
+        return []
+    text, folder = file.read_bytes(), file.resolve().parent
+    try:
+        root, events = yaml.compose(text), list(yaml.parse(text))
+    except yaml.YAMLError:  # loading the task reports it
+        return []
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    values = [node for key, node in pairs if key.value == "include"]
+    nodes = [node for value in values for node in (value.value if isinstance(value, yaml.SequenceNode) else [value])]
+    included = [folder / str(node.value) for node in nodes]
+    functions = [each.value for each in events if isinstance(each, yaml.ScalarEvent) and each.tag == "!function"]
+    modules = [folder / f"{name.rpartition('.')[0].replace('.', '/')}.py" for name in functions]
+    return [*included, *filter(Path.is_file, modules)]
 
 
 @cache

@@ -21,7 +21,7 @@ from tometune.common.distributed import gather, processes, rank
 from tometune.common.progress import progress
 from tometune.config.eval import HELD_OUT
 from tometune.data.encoder import Encoder, label_rows
-from tometune.data.template import Rendered, Template
+from tometune.data.template import Template
 from tometune.evaluation.generation import Prompt
 from tometune.evaluation.tasks import Task
 
@@ -54,8 +54,9 @@ def bits_per_byte(
 ) -> list[float]:
     """Return the bits per byte of each example, the mean over its references.
 
-    Everything that the template puts before the answer belongs to the prompt. The token that ends the turn does not
-    count. With several processes, each computes its share and all of them return all values.
+    Everything in the text that asks for the answer belongs to the prompt. White space that a template adds before the
+    answer is scored with the reference, but not counted in its bytes. The token that ends the turn does not count. With
+    several processes, each computes its share and all of them return all values.
 
     The model is in eval mode, the tokenizer has a chat template and a pad token, the prompts are as they were answered
     (`generation.encode`), and each has one or more non-empty references.
@@ -78,14 +79,12 @@ def _encoded(encoder: Encoder, pairs: Sequence[tuple[Prompt, str]]) -> list[Prom
     rendered, texts = [], []
     for prompt, reference in pairs:
         texts.append(reference.strip())
-        (answer,), stand_ins = encoder.template.replace_special([{"role": "assistant", "content": texts[-1]}])
-        whole = prompt.text + answer["content"]
-        rendered.append(Rendered(whole, [(len(prompt.text), len(whole))], stand_ins))
+        rendered.append(encoder.template.prompt(list(prompt.messages), texts[-1]))
     rows = []
     for text, (ids, ((first, last),)) in zip(texts, encoder.encode(rendered), strict=True):
         if last - first > LONGEST:
             last = first + LONGEST
-            text = encoder.decode(ids[first:last])
+            text = encoder.decode(ids[first:last]).removeprefix(encoder.template.lead)
         rows.append(PromptedReference(ids[:last], last - first, len(text.encode())))
     return rows
 

@@ -35,7 +35,7 @@ from tometune.models.base_models import weights_digest
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise it if the same answers get other scores, or the same model gives other answers
+VERSION = 2  # raise it if the same answers get other scores, or the same model gives other answers
 BASE_SCORES, SHARED = "base_scores", "scores.jsonl"  # folder in the cache, and its file
 StageScores = dict[str, Any]  # of a stage, as in run.json: `{rouge1, rouge2, rougeL, tasks: {task: {…}}, limited, …}`
 
@@ -66,7 +66,20 @@ class Scorer:
         if cut := [f"{task.name} {len(task.examples)}" for task in self.tasks if task.limited]:
             log.warning("LIMIT: only some examples are scored (%s); do not report these scores", ", ".join(cut))
         config, weights = self.config, weights_digest(model)
-        shared_key = {"weights": weights, "max_prompt_tokens": config.max_prompt_tokens}
+        results = self._answered(name, model, weights) if self.tasks else {}
+        if config.harness:
+            arguments = self.folder / "eval" / name, model, self.tokenizer, config, weights
+            with evaluating(model):
+                results |= by_first(partial(score_harness, *arguments))
+        summary = _summary(self.tasks, results)
+        if name == "tuned" and config.judge.url is not None and is_first():
+            summary["judge"] = judge_answers(self.folder, self.tasks, config.judge)
+        return summary
+
+    def _answered(self, name: str, model: PreTrainedModel, weights: str) -> dict[str, TaskScores]:
+        """Return the results of the tasks, of which there is at least one; without any, no engine is needed."""
+        config = self.config
+        shared_key = {"scores": VERSION, "weights": weights, "max_prompt_tokens": config.max_prompt_tokens}
         about = {**tokenizer_key(self.tokenizer), **_conditions(model)} if name == "base" else None
         if config.temperature:
             shared_key |= {"temperature": config.temperature, "seed": self.seed}
@@ -91,14 +104,7 @@ class Scorer:
                 speed = result["tokens"] / result["seconds"] if result["seconds"] else 0.0
                 costs = f"{result['examples']} examples, {result['seconds']:.0f} s, {speed:.0f} tokens/s"
                 log.info("%s %s: %s; %s%s", name, task.name, means, costs, " (reused)" if found else "")
-        if config.harness:
-            arguments = self.folder / "eval" / name, model, self.tokenizer, config, weights
-            with evaluating(model):
-                results |= by_first(partial(score_harness, *arguments))
-        summary = _summary(self.tasks, results)
-        if name == "tuned" and config.judge.url is not None and is_first():
-            summary["judge"] = judge_answers(self.folder, self.tasks, config.judge)
-        return summary
+        return results
 
     def _score(
         self, stage: str, model: PreTrainedModel, engine: Engine, task: Task, path: Path, key: dict[str, Any]
@@ -190,7 +196,6 @@ def _conditions(model: PreTrainedModel) -> dict[str, Any]:
     settings = [model.config.to_dict(), model.generation_config.to_dict() if model.generation_config else {}]
     text = json.dumps([{**each, "_name_or_path": None} for each in settings], sort_keys=True, default=str)
     return {
-        "scores": VERSION,
         "settings": sha256(text.encode()).hexdigest(),
         "attention": model.config._attn_implementation,
         "device": torch.cuda.get_device_name(model.device) if cuda else torch.backends.cpu.get_cpu_capability(),

@@ -28,7 +28,7 @@ class Estimate:
     """A mean or a difference, with its interval and test."""
 
     value: float
-    low: float | None  # None where a task has fewer than two examples, so that there is nothing to resample
+    low: float | None  # None where a task has fewer than two examples or clusters: there is nothing to resample
     high: float | None
     p: float | None  # two-sided p-value of the value being zero; None without two seeds to test with
 
@@ -45,7 +45,8 @@ def mean_interval(tasks: Tasks, resamples: int, confidence: float, clusters: Clu
     """
     columns = [np.asarray(scores, dtype=np.float64)[:, None] for scores in tasks]
     value = float(np.mean([column.mean() for column in columns]))
-    if min(map(len, columns)) < 2:
+    labelled = zip(tasks, clusters or [None] * len(tasks), strict=True)
+    if min(len(set(labels or range(len(scores)))) for scores, labels in labelled) < 2:
         return Estimate(value, None, None, None)
     return estimate(value, resampled_means(columns, resamples, clusters).mean(axis=0)[:, 0], [], confidence)
 
