@@ -253,5 +253,5 @@ def test_rows_in_a_shape_of_training_data_are_examples(jsonl, caplog, row, promp
     caplog.set_level("INFO")
     (example,) = load_task("t", jsonl([row])).examples
     assert [message["content"] for message in example.messages] == prompt
-    assert (example.references, example.texts) == (["mice"], [*prompt, "mice"])
+    assert (example.references, example.texts) == (["mice"], [*prompt[prompt[0] == "Be brief." :], "mice"])
     assert ("not read: level 1" in caplog.text) == ("level" in row)

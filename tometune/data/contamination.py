@@ -28,7 +28,7 @@ from tometune.data.standardise import Standardised
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # raised when the same source and the same texts give other overlaps
+VERSION = 3  # raised when the same source and the same texts give other overlaps
 LENGTH = 13  # words in a sequence, as in GPT-3's appendix C and lm-evaluation-harness
 
 # A shorter evaluation text is looked for as a whole, down to this many words, the least in GPT-3's appendix C.
@@ -91,8 +91,14 @@ class EvaluationTexts:
             else:
                 owners[" ".join(words)][task, example] = None
         self.too_short = dict(too_short)  # texts by task that have fewer than `SHORTEST` words and are not looked for
-        # The (task, example) of each distinct normalised text: several examples may share a paragraph.
-        self.owners = {text: list(examples) for text, examples in owners.items()}
+        # The (task, example) of each distinct normalised text: several examples may share a paragraph. A text of all
+        # examples of a task, such as an instruction in a field, is not looked for.
+        self.owners = {}
+        for text, examples in owners.items():
+            per_task = Counter(task for task, _ in examples)
+            common = {task for task, count in per_task.items() if BOILERPLATE_ABOVE < count == self.examples[task]}
+            if kept := [owner for owner in examples if owner[0] not in common]:
+                self.owners[text] = kept
 
 
 def overlaps(source: Standardised, texts: EvaluationTexts, cache: Path) -> list[Overlap]:
