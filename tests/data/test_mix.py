@@ -250,7 +250,7 @@ REPEATS = [conversation(f"{number}  OF the base", source="b") for number in rang
 def config(tmp_path):
     rows = [conversation(number, source=f"p{number % 3}", score=(number * 7) % 50) for number in range(60)]
     base = write_jsonl(tmp_path / "base.jsonl", [*HELD_BASE, *REPEATS])
-    pool = write_jsonl(tmp_path / "pool.jsonl", [*rows, *rows[:9], *HELD_BASE[:7]])
+    pool = write_jsonl(tmp_path / "pool.jsonl", [*rows, *rows[:9], *HELD_BASE[:7], *HELD_BASE[:2]])
     options = {"held_out": HeldOutConfig(rows=8), "scorer": ScorerConfig(ScorerKind.column)}
     return DataConfig(name="x", rows=50, base=files(base, rows=50), pool=files(pool), **options)
 
@@ -279,6 +279,9 @@ def test_held_out_rows_are_in_no_mix_of_any_size_and_seed_and_the_same_for_all(c
         assert dict(steps(mix.facts["base"]))["held_out"] == -8 - repeated
         assert [len(ids) for ids in mix.manifest()["held_out"].values()] == [8, 8]
         assert ("pool" in mix.facts) == (added > 0)
+        if added:
+            dropped = {"in_base": -9, "repeats": -9, "held_out": -8}
+            assert dict(steps(mix.facts["pool"])) == {"read": 78, **dropped, "eligible": 52, "taken": added}
         found.append(held_out)
     assert all(held_out == found[0] for held_out in found)
     other = build_mix(replace(config, held_out=HeldOutConfig(rows=8, seed=1)), 0, tmp_path / "cache")
