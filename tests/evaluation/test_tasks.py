@@ -31,6 +31,18 @@ def test_examples_have_prompt_system_text_and_references(jsonl):
         assert first == {"role": "system", "content": expected}
 
 
+def test_the_system_text_of_rows_in_a_shape_of_training_data_is_rendered(jsonl, caplog):
+    caplog.set_level("INFO")
+    rows = [{"question": f"Plural {n}?", "answer": "mice", "language": text, "level": 1} for n, text in enumerate("aé")]
+    rows += [{"system": "Be brief.", "prompt": "Plural?", "completion": "mice"}]
+    task = load_task("t", jsonl(rows, system="Answer in {language}, as {{JSON}}. "))
+    systems = ["Answer in a, as {JSON}.", "Answer in é, as {JSON}.", "Be brief."]
+    assert [example.messages[0] for example in task.examples] == [{"role": "system", "content": s} for s in systems]
+    assert "eval.tasks.t: not read: level 2" in caplog.messages
+    empty = load_task("t", jsonl([{**rows[0], "language": None}], system="{language}"))
+    assert [message["role"] for message in empty.examples[0].messages] == ["user"]
+
+
 def ids(task):
     return [example.id for example in task.examples]
 

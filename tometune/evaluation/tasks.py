@@ -228,7 +228,9 @@ def _of_training_row(key: str, task: TaskConfig, row: Row, identifier: str) -> E
         raise UserError(f"{key}: {row.origin} holds tools or tool calls, which a task cannot ask for; delete the row")
     messages = [{"role": turn.role, "content": turn.text} for turn in turns[:-1]]
     if task.system is not None and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": task.system})
+        system = render(task.system, row, f"{key}.system")[0]
+        messages[:0] = [{"role": "system", "content": system}] if system else []
+        found.unread.difference_update(names_in(replace(task, prompt="", references=[])))
     texts = [turn.text for turn in turns if turn.role != "system"]
     references = [text for text in texts[-1:] if text.strip()]
     return Example(identifier, messages, references, texts, found.unread)
