@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 
 from tometune.common.cache import cached_folder
+from tometune.data.conversations import texts_of
 from tometune.data.features import slices
 from tometune.data.parallel import in_order
 from tometune.data.standardise import Standardised
 
 log = logging.getLogger(__name__)
 
-VERSION = 3  # raised when the same source and the same texts give other overlaps
+VERSION = 4  # raised when the same source and the same texts give other overlaps
 LENGTH = 13  # words in a sequence, as in GPT-3's appendix C and lm-evaluation-harness
 
 # A shorter evaluation text is looked for as a whole, down to this many words, the least in GPT-3's appendix C.
@@ -152,11 +153,12 @@ def _sequences(words: list[str], length: int = LENGTH) -> list[str]:
 def _similar_rows(first: int, rows: Path, texts: Path) -> list[tuple[int, list[str]]]:
     """Return the numbers and words of those of `ROWS` rows that share `SHORTEST` words in sequence with a text.
 
-    Few rows do, so only they are searched for longer sequences. The turns of a row are one text.
+    Few rows do, so only they are searched for longer sequences. All texts of a row are one, its tools included.
     """
     known = _hashes_in(texts)
-    conversations = (turns for batch in slices(rows, first, first + ROWS) for turns in batch["messages"].to_pylist())
-    folded = (fold(" ".join(turn["content"] for turn in turns)) for turns in conversations)
+    batches = (batch.select(["messages", "extras"]) for batch in slices(rows, first, first + ROWS))
+    conversations = (texts_of(**row) for batch in batches for row in batch.to_pylist())
+    folded = (fold(" ".join(chain(*texts))) for texts in conversations)
     return [(row, words) for row, words in enumerate(folded, first) if not known.isdisjoint(_hashes(words))]
 
 
