@@ -149,8 +149,15 @@ def read(source: SourceConfig, key: str) -> Iterator[Batch]:
         yield from _hub(source, key)
     else:
         _log_choice(source, key)
-        for file in sorted(files_of(source.path, f"{key}.path", source.split), key=_digest):
+        for file in ordered_files(source, key):
             yield from read_file(file)
+
+
+def ordered_files(source: SourceConfig, key: str) -> list[Path]:
+    """Return the files of a source in the order in which they are read; none if it does not consist of local files."""
+    if source.kind is not SourceKind.files:
+        return []
+    return sorted(files_of(source.path, f"{key}.path", source.split), key=_digest)
 
 
 def _log_choice(source: SourceConfig, key: str) -> None:
