@@ -182,6 +182,28 @@ def test_a_folder_with_splits_gives_its_test_split(tmp_path):
     assert fingerprint(task, "t") != fingerprint(TaskConfig(path=str(tmp_path), split="validation"), "t")
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_object_with_splits_gives_its_test_split(tmp_path, indent):
+    file = tmp_path / "both.json"
+
+    def asked(*names, split="test"):
+        rows = {name: [{"input": f"from {name}", "references": ["x"]}] for name in names}
+        file.write_text(json.dumps(rows, indent=indent))
+        task = load_task("t", TaskConfig(path=str(file), split=split))
+        return [example.messages[0]["content"] for example in task.examples]
+
+    assert (asked("train", "test"), asked("train"), asked("data", "train")) == (
+        ["from test"],
+        ["from train"],
+        ["from data"],
+    )
+    assert asked("train", "dev", split="dev") == ["from dev"]
+    with pytest.raises(
+        UserError, match=r"both\.json: holds train, dev and no rows as 'test'; set split to one of them$"
+    ):
+        asked("train", "dev")
+
+
 def test_a_fingerprint_imports_nothing_heavy():
     code = (
         "import sys; from tometune.config.eval import TaskConfig, TaskKind\n"
