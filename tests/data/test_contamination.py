@@ -23,11 +23,12 @@ def sentence(random_, length, prefix="w"):
 
 @pytest.fixture
 def found_in(tmp_path):
-    """Return a function that returns (row, task, example) of all overlaps; a row is a text, or its two turns."""
+    """Return a function that returns (row, task, example) of all overlaps; a row is a text, two turns, or a dict."""
 
     def find(rows, texts):
-        turns = [[row, "fine"] if isinstance(row, str) else row for row in rows]
-        file = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": a, "completion": b} for a, b in turns])
+        turns = ([row, "fine"] if isinstance(row, str) else row for row in rows)
+        columns = [{"prompt": row[0], "completion": row[1]} if isinstance(row, list) else row for row in turns]
+        file = write_jsonl(tmp_path / "rows.jsonl", columns)
         made = standardise(files(file), "data.base", tmp_path / "cache")
         assert len(made.rows) == len(rows)
         found = overlaps(made, EvaluationTexts(texts), tmp_path / "cache")
@@ -119,8 +120,26 @@ def test_a_text_of_several_examples_overlaps_with_each(found_in):
     paragraph, reference = sentence(random_, 40, "p"), sentence(random_, 14, "r")
     texts = [("qa", str(n), paragraph) for n in range(9)]
     texts += [("data", "0", f"{reference} {number}") for number in range(9)]
+    texts.append(("qa", "9", sentence(random_, 40)))  # else all would share the paragraph
     found = found_in([f"read this: {paragraph}", f"it is so: {reference}"], texts)
     assert found == {*((0, "qa", str(n)) for n in range(9)), (1, "data", "0")}
+
+
+def test_reasoning_tool_calls_and_tools_are_searched(found_in):
+    text = "a café, naïve \\n " + sentence(random.Random(4), 14, "e")
+    call = {"function": {"name": "reply", "arguments": {"to": [1], "text": text}}}
+    turns = [{"reasoning_content": f"Well: {text}"}, {"tool_calls": [call]}, {}]
+    rows = [
+        {"messages": [{"role": "user", "content": f"q {n}"}, {"role": "assistant", "content": "a", **turn}]}
+        for n, turn in enumerate(turns)
+    ]
+    rows[2]["tools"] = [{"type": "function", "function": {"name": "f", "description": text, "parameters": {}}}]
+    assert found_in([*rows, "else"], [("t", "0", text)]) == {(row, "t", "0") for row in range(3)}
+
+
+def test_a_text_of_all_examples_of_a_task_is_not_looked_for(found_in):
+    texts = [(task, str(n), PHRASE) for task, count in (("a", 4), ("b", 3)) for n in range(count)]
+    assert found_in([PHRASE], texts) == {(0, "b", str(n)) for n in range(3)}
 
 
 def test_short_texts_are_looked_for_as_a_whole_or_counted(found_in):
@@ -167,6 +186,8 @@ def test_drop_leaves_the_other_rows(mix_of):
     assert "data.contamination=drop: 8), but" in error_of(dropped, 39)
     assert "contamination=drop: 2); set data.base.rows=8" in error_of(dropped, 20, base_rows=9)
     assert dropped(20, base_rows=None).facts["base"]["rows"] == 8, "all that are left"
+    base[:] = [row(number, copied=True) for number in range(3)]
+    assert error_of(dropped, 20).endswith("or set data.contamination=report")
 
 
 def test_overlaps_of_a_mix_are_counted_by_task_and_source_and_cached(mix_of, tmp_path, caplog):

@@ -216,6 +216,19 @@ def test_precision_and_recall_on_planted_near_duplicates(tmp_path):
     assert both >= 0.85 * max((exact >= 0.8).sum(), near.sum())
 
 
+def test_calls_and_reasoning_make_rows_differ_but_tools_do_not(tmp_path):
+    def row(city, reasoning="", tool=""):
+        call = {"function": {"name": "weather", "arguments": {"city": city}}}
+        answer = {"role": "assistant", "content": "", "reasoning_content": reasoning, "tool_calls": [call]}
+        tools = [{"type": "function", "function": {"name": "weather", "description": PROSE + tool, "parameters": {}}}]
+        return {"messages": [{"role": "user", "content": "What is the weather there?"}, answer], "tools": tools}
+
+    rows = [row("Rome"), row("Oslo"), row("Rome", PROSE), row("Rome", tool="Fast.")]
+    source = standardise(files(write_jsonl(tmp_path / "rows.jsonl", rows)), "data.pool", tmp_path / "cache")
+    near, _ = near_duplicates((source, np.array([], int)), (source, np.arange(4)), 0.8, tmp_path / "cache")
+    assert near.tolist() == [False, False, False, True]
+
+
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
 def test_rows_are_compared_only_with_rows_that_stay(tmp_path, order):
     """Row 1 is near rows 0 and 2, which differ: whichever of the two comes first, only row 1 is dropped."""

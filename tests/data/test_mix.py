@@ -250,7 +250,7 @@ REPEATS = [conversation(f"{number}  OF the base", source="b") for number in rang
 def config(tmp_path):
     rows = [conversation(number, source=f"p{number % 3}", score=(number * 7) % 50) for number in range(60)]
     base = write_jsonl(tmp_path / "base.jsonl", [*HELD_BASE, *REPEATS])
-    pool = write_jsonl(tmp_path / "pool.jsonl", [*rows, *rows[:9], *HELD_BASE[:7]])
+    pool = write_jsonl(tmp_path / "pool.jsonl", [*rows, *rows[:9], *HELD_BASE[:7], *HELD_BASE[:2]])
     options = {"held_out": HeldOutConfig(rows=8), "scorer": ScorerConfig(ScorerKind.column)}
     return DataConfig(name="x", rows=50, base=files(base, rows=50), pool=files(pool), **options)
 
@@ -279,6 +279,9 @@ def test_held_out_rows_are_in_no_mix_of_any_size_and_seed_and_the_same_for_all(c
         assert dict(steps(mix.facts["base"]))["held_out"] == -8 - repeated
         assert [len(ids) for ids in mix.manifest()["held_out"].values()] == [8, 8]
         assert ("pool" in mix.facts) == (added > 0)
+        if added:
+            dropped = {"in_base": -9, "repeats": -9, "held_out": -8}
+            assert dict(steps(mix.facts["pool"])) == {"read": 78, **dropped, "eligible": 52, "taken": added}
         found.append(held_out)
     assert all(held_out == found[0] for held_out in found)
     other = build_mix(replace(config, held_out=HeldOutConfig(rows=8, seed=1)), 0, tmp_path / "cache")
@@ -290,10 +293,11 @@ def test_held_out_rows_are_in_no_mix_of_any_size_and_seed_and_the_same_for_all(c
 
 def test_a_mix_that_is_drawn_from_the_base_has_all_its_rows_if_others_are_held_out(config, tmp_path):
     drawn = replace(config, base=replace(config.base, rows=None))
-    sizes = {rows: len(build_mix(replace(drawn, rows=rows), 0, tmp_path / "cache").row_ids) for rows in (3, 10, 20)}
-    assert sizes == {3: 3, 10: 10, 20: 20}
-    whole = build_mix(replace(drawn, rows=60), 0, tmp_path / "cache")
-    assert len(whole.row_ids) == 60 - whole.facts["base"]["held_out"]
+    mixes = [build_mix(replace(drawn, rows=rows), 0, tmp_path / "cache") for rows in (3, 20, 38, 45, 50, 60)]
+    left = 50 - mixes[0].facts["base"]["held_out"]
+    assert 38 < left < 45
+    assert [len(mix.row_ids) for mix in mixes] == [3, 20, 38, left, left, left + 10]
+    assert all(set(small.row_ids) <= set(large.row_ids) for small, large in pairwise(mixes))
 
 
 def test_null_takes_all_rows_and_holds_out_a_tenth(config, tmp_path):

@@ -298,6 +298,19 @@ def test_one_percent_of_broken_rows_of_ten_kinds(tmp_path, monkeypatch):
     )
 
 
+def test_a_cached_error_names_the_key_and_the_file_of_the_source_that_reads_it(tmp_path):
+    rows = {"a": [conversation(1)], "b": [{"prompt": "x", "chosen": "y", "rejected": "z"}, {"a": "x", "b": "y"}]}
+    for place, key in (("one", "data.pool"), ("other", "data.base")):
+        for name, content in rows.items():
+            write_jsonl(tmp_path / place / f"{name}{place}.jsonl", content)
+        made = standardise(files(tmp_path / place), key, tmp_path / "cache")
+        said = error_of(check_malformed, made, key, DataConfig(bad_rows=BadRows.stop))
+        assert f": {tmp_path}/{place}/b{place}.jsonl, line 1: " in said
+        assert f"set {key}.preference=chosen to train" in said
+        assert f"set '{key}.columns={{user: a, assistant: b}}'" in said
+    assert len([*(tmp_path / "cache").rglob("counts.json")]) == 1
+
+
 @pytest.mark.parametrize(
     ("rows", "bad", "share", "stops"),
     [

@@ -31,6 +31,18 @@ def test_examples_have_prompt_system_text_and_references(jsonl):
         assert first == {"role": "system", "content": expected}
 
 
+def test_the_system_text_of_rows_in_a_shape_of_training_data_is_rendered(jsonl, caplog):
+    caplog.set_level("INFO")
+    rows = [{"question": f"Plural {n}?", "answer": "mice", "language": text, "level": 1} for n, text in enumerate("aé")]
+    rows += [{"system": "Be brief.", "prompt": "Plural?", "completion": "mice"}]
+    task = load_task("t", jsonl(rows, system="Answer in {language}, as {{JSON}}. "))
+    systems = ["Answer in a, as {JSON}.", "Answer in é, as {JSON}.", "Be brief."]
+    assert [example.messages[0] for example in task.examples] == [{"role": "system", "content": s} for s in systems]
+    assert "eval.tasks.t: not read: level 2" in caplog.messages
+    empty = load_task("t", jsonl([{**rows[0], "language": None}], system="{language}"))
+    assert [message["role"] for message in empty.examples[0].messages] == ["user"]
+
+
 def ids(task):
     return [example.id for example in task.examples]
 
@@ -170,6 +182,28 @@ def test_a_folder_with_splits_gives_its_test_split(tmp_path):
     assert fingerprint(task, "t") != fingerprint(TaskConfig(path=str(tmp_path), split="validation"), "t")
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_object_with_splits_gives_its_test_split(tmp_path, indent):
+    file = tmp_path / "both.json"
+
+    def asked(*names, split="test"):
+        rows = {name: [{"input": f"from {name}", "references": ["x"]}] for name in names}
+        file.write_text(json.dumps(rows, indent=indent))
+        task = load_task("t", TaskConfig(path=str(file), split=split))
+        return [example.messages[0]["content"] for example in task.examples]
+
+    assert (asked("train", "test"), asked("train"), asked("data", "train")) == (
+        ["from test"],
+        ["from train"],
+        ["from data"],
+    )
+    assert asked("train", "dev", split="dev") == ["from dev"]
+    with pytest.raises(
+        UserError, match=r"both\.json: holds train, dev and no rows as 'test'; set split to one of them$"
+    ):
+        asked("train", "dev")
+
+
 def test_a_fingerprint_imports_nothing_heavy():
     code = (
         "import sys; from tometune.config.eval import TaskConfig, TaskKind\n"
@@ -253,5 +287,5 @@ def test_rows_in_a_shape_of_training_data_are_examples(jsonl, caplog, row, promp
     caplog.set_level("INFO")
     (example,) = load_task("t", jsonl([row])).examples
     assert [message["content"] for message in example.messages] == prompt
-    assert (example.references, example.texts) == (["mice"], [*prompt, "mice"])
+    assert (example.references, example.texts) == (["mice"], [*prompt[prompt[0] == "Be brief." :], "mice"])
     assert ("not read: level 1" in caplog.text) == ("level" in row)

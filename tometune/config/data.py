@@ -115,7 +115,7 @@ class SourceConfig:
     subset: str | None = None
     """Configuration name of the hub dataset, if it has several."""
     split: str = "train"
-    """Split of the hub dataset, or of a folder of files with splits."""
+    """Split of the hub dataset, or of a folder of files, or a JSON file, with splits."""
     path: str | None = field(default=None, metadata=NOT_IDENTITY)
     """File (JSONL, JSON, CSV, TSV, parquet, Arrow), folder of them, or glob, for `kind=files`."""
     filtered: bool = False

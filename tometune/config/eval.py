@@ -31,7 +31,7 @@ class TaskConfig:
     subset: str | None = None
     """Configuration name of the hub dataset, if it has several."""
     split: str = "test"
-    """Split of the hub dataset or folder; do not train on it. For `pydocs`, `test` or `validation`."""
+    """Split of the hub dataset, folder or JSON file; do not train on it. For `pydocs`, `test` or `validation`."""
     licence: str = field(default="", metadata=NOT_IDENTITY)
     """Licence of the examples."""
     path: str | None = field(default=None, metadata=NOT_IDENTITY)

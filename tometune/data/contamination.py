@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 
 from tometune.common.cache import cached_folder
+from tometune.data.conversations import texts_of
 from tometune.data.features import slices
 from tometune.data.parallel import in_order
 from tometune.data.standardise import Standardised
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # raised when the same source and the same texts give other overlaps
+VERSION = 4  # raised when the same source and the same texts give other overlaps
 LENGTH = 13  # words in a sequence, as in GPT-3's appendix C and lm-evaluation-harness
 
 # A shorter evaluation text is looked for as a whole, down to this many words, the least in GPT-3's appendix C.
@@ -91,8 +92,14 @@ class EvaluationTexts:
             else:
                 owners[" ".join(words)][task, example] = None
         self.too_short = dict(too_short)  # texts by task that have fewer than `SHORTEST` words and are not looked for
-        # The (task, example) of each distinct normalised text: several examples may share a paragraph.
-        self.owners = {text: list(examples) for text, examples in owners.items()}
+        # The (task, example) of each distinct normalised text: several examples may share a paragraph. A text of all
+        # examples of a task, such as an instruction in a field, is not looked for.
+        self.owners = {}
+        for text, examples in owners.items():
+            per_task = Counter(task for task, _ in examples)
+            common = {task for task, count in per_task.items() if BOILERPLATE_ABOVE < count == self.examples[task]}
+            if kept := [owner for owner in examples if owner[0] not in common]:
+                self.owners[text] = kept
 
 
 def overlaps(source: Standardised, texts: EvaluationTexts, cache: Path) -> list[Overlap]:
@@ -146,11 +153,12 @@ def _sequences(words: list[str], length: int = LENGTH) -> list[str]:
 def _similar_rows(first: int, rows: Path, texts: Path) -> list[tuple[int, list[str]]]:
     """Return the numbers and words of those of `ROWS` rows that share `SHORTEST` words in sequence with a text.
 
-    Few rows do, so only they are searched for longer sequences. The turns of a row are one text.
+    Few rows do, so only they are searched for longer sequences. All texts of a row are one, its tools included.
     """
     known = _hashes_in(texts)
-    conversations = (turns for batch in slices(rows, first, first + ROWS) for turns in batch["messages"].to_pylist())
-    folded = (fold(" ".join(turn["content"] for turn in turns)) for turns in conversations)
+    batches = (batch.select(["messages", "extras"]) for batch in slices(rows, first, first + ROWS))
+    conversations = (texts_of(**row) for batch in batches for row in batch.to_pylist())
+    folded = (fold(" ".join(chain(*texts))) for texts in conversations)
     return [(row, words) for row, words in enumerate(folded, first) if not known.isdisjoint(_hashes(words))]
 
 

@@ -111,6 +111,25 @@ def compared_texts(turns: list[Turn], tools: list[dict[str, Any]] | None) -> Ite
         yield json.dumps(tools, sort_keys=True)
 
 
+def texts_of(messages: list[dict[str, Any]], extras: str | None) -> tuple[list[str], list[str]]:
+    """Return the texts of a standardised row: contents, then reasoning and tool calls; and those of its tools."""
+    contents = [message["content"] for message in messages]
+    if extras is None:
+        return contents, []
+    found = json.loads(extras)
+    turns = found.get("turns", {}).values()
+    more = [[turn.get("reasoning", ""), [call["function"] for call in turn.get("tool_calls", ())]] for turn in turns]
+    return [*contents, *_values_in(more)], [*_values_in(found.get("tools", []))]
+
+
+def _values_in(value: Any) -> Iterator[str]:
+    if isinstance(value, dict | list):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _values_in(entry)
+    else:
+        yield str(value)
+
+
 def encodable(text: str) -> str:
     """Return the text itself, or a copy in which each lone surrogate is U+FFFD."""
     try:

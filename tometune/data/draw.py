@@ -155,7 +155,10 @@ def check_base(base: Standardised, found: int, facts: dict[str, Any], wanted: in
     lost += [f"data.contamination=drop: {facts['contaminated_rows']:,}"] if facts.get("contaminated_rows") else []
     why = "; ".join(lost)
     if not found:
-        raise UserError(f"data.base: no row is left ({why}); relax data.filters, or set data.filters.base=false")
+        fix = "relax data.filters, or set data.filters.base=false"
+        if facts.get("contaminated_rows"):
+            fix = "choose a base without the evaluation's texts, or set data.contamination=report"
+        raise UserError(f"data.base: no row is left ({why}); {fix}")
     if found < wanted:
         most = found if config.rows is None else min(found, config.rows)
         both = not config.draws and config.rows is not None and most < config.rows

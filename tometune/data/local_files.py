@@ -38,8 +38,9 @@ LONGEST_CELL = 2**31 - 1  # of a table; Python's own limit is 131,072 characters
 SPACE = re.compile(r"\s*")
 FIX_LINE = "fix or delete this line"
 
+TRAIN = "train"  # the split that is read unless another is set
 # Keys that hold the rows of a file that is one object, such as {"data": […]}; an object with columns of a row is a row.
-WRAPPERS = ("data", "rows", "train", "instances", "examples", "records", "items", "samples")
+WRAPPERS = ("data", "rows", TRAIN, "instances", "examples", "records", "items", "samples")
 OF_A_ROW = frozenset(name for role in ("messages", "user", "assistant") for name in COLUMNS[role])
 
 
@@ -84,8 +85,8 @@ def kind_of(file: Path) -> str:
     return ending if ending in SUFFIXES else ""
 
 
-def read_file(file: Path) -> Iterator[Batch]:
-    """Yield the rows of a file in order.
+def read_file(file: Path, split: str = TRAIN) -> Iterator[Batch]:
+    """Yield the rows of a file in order; of one JSON object with several splits, those of `split`.
 
     Raises:
         UserError: the file as a whole cannot be read. A broken row in it is a `FormatError`.
@@ -108,7 +109,7 @@ def read_file(file: Path) -> Iterator[Batch]:
         elif kind in TABLES:
             yield from _batched(file, _table(file, TABLES[kind]))
         else:
-            yield from _json(file, kind)
+            yield from _json(file, kind, split)
     except csv.Error as error:
         raise UserError(f"{file}: is not a table ({error}); write it again, or as JSONL") from error
     except (OSError, pa.ArrowException) as error:
@@ -228,7 +229,7 @@ def _table(file: Path, delimiter: str) -> Iterator[tuple[int, Row | FormatError,
                 yield start, row, sum(map(len, cells))
 
 
-def _json(file: Path, kind: str) -> Iterator[Batch]:
+def _json(file: Path, kind: str, split: str) -> Iterator[Batch]:
     """Read one object per line, or a list, an object over several lines, or an object that holds the rows.
 
     The first line decides, whatever the suffix: many .json files hold one object per line, some .jsonl files a list.
@@ -242,17 +243,18 @@ def _json(file: Path, kind: str) -> Iterator[Batch]:
     elif isinstance(first, list) and not _is_turns(first):
         documents = isinstance((first or [0])[0], dict) or (kind == ".json" and not more)
     else:
-        documents = not more and _holds_rows(first) is not None
+        documents = not more and _holds_rows(first, split) is not None
     if documents:
         try:
             with _open(file) as content:
-                rows = [row for value in _documents(file, content.read()) for row in _unwrapped(file, value)]
+                values = [*_documents(file, content.read())]
         except UserError:
             # Perhaps only the first line is broken. The lines of an object over several lines are indented.
             sample = [line for _, line, _ in islice(_lines(file), BATCH)]
             if 2 * sum(line[:1] == b"{" and isinstance(_parsed(line), dict) for line in sample) < len(sample):
                 raise
         else:
+            rows = [row for value in values for row in _unwrapped(file, value, split)]
             yield from batches([_checked_row(row, "fix or delete it") for row in rows], str(file))
             return
     yield from _batched(file, _lines(file))
@@ -271,23 +273,26 @@ def _documents(file: Path, content: bytes) -> Iterator[Any]:
         raise UserError(f"{file}: {_defect(error).message}; {fix}") from None
 
 
-def _holds_rows(value: Any) -> str | None:
+def _holds_rows(value: Any, split: str) -> str | None:
     """Return the key of an object that holds rows; turns are not rows."""
-    for key in WRAPPERS if isinstance(value, dict) and OF_A_ROW.isdisjoint(value) else ():
+    keys = WRAPPERS if split == TRAIN else (split, *WRAPPERS)
+    for key in keys if isinstance(value, dict) and OF_A_ROW.isdisjoint(value) else ():
         rows = value.get(key)
         if isinstance(rows, list) and rows and isinstance(rows[0], dict) and not is_turn(rows[0]):
             return key
     return None
 
 
-def _unwrapped(file: Path, value: Any) -> list[Any]:
+def _unwrapped(file: Path, value: Any, split: str) -> list[Any]:
     """Return the entries of a list, the rows that an object holds, or the object itself or a list of turns as a row."""
     if isinstance(value, list) and not _is_turns(value):
         return value
-    key = _holds_rows(value)
+    key = _holds_rows(value, split)
     if key is None:
         return [value]
     others = [name for name, entry in value.items() if isinstance(entry, list) and name != key]
+    if key == TRAIN != split and others:
+        raise UserError(f"{file}: holds {', '.join([key, *others])} and no rows as {split!r}; set split to one of them")
     log.info("%s: the rows below %r are read%s", file, key, f", not {', '.join(others)}" if others else "")
     return value[key]  # type: ignore[no-any-return]
 

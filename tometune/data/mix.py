@@ -171,13 +171,13 @@ class _Builder:
         draw.check_base(base, len(rows), facts, wanted, config)
         held_out = self._hold_out("base", base, rows, config.held_out.rows)
         if len(held_out):
+            whole = len(rows) if config.base.rows is None else wanted
             rows = rows[~np.isin(base.keys[rows], base.keys[held_out])]
             if threshold is not None:
                 rows = rows[~near_duplicates((base, held_out), (base, rows), threshold, self.cache)[1]]
             # Repeats are missing as well if the mix takes all other rows.
-            facts["held_out"] = max(len(held_out), wanted - len(rows))
-            if config.base.rows is not None or len(rows) < most:  # else the base has enough others
-                wanted -= facts["held_out"]
+            facts["held_out"] = max(len(held_out), whole - len(rows))
+            wanted = min(wanted, len(rows)) if config.base.rows is None else wanted - facts["held_out"]
             if wanted <= 0:
                 left = f"data.held_out.rows={len(held_out)}: leaves no row of the base for data.rows={most}"
                 raise UserError(f"{left}; hold out fewer rows, or {'raise data.rows' if config.rows else 'add rows'}")

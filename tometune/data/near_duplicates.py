@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow as pa
 
 from tometune.common.progress import progress
-from tometune.data.conversations import normalised
+from tometune.data.conversations import normalised, texts_of
 from tometune.data.features import cached_array, slices
 from tometune.data.parallel import in_order
 
 if TYPE_CHECKING:
     from tometune.data.standardise import Standardised
 
-VERSION = 2  # raised when the same rows give other near-duplicates
+VERSION = 3  # raised when the same rows give other near-duplicates
 PERMUTATIONS = 128  # of a signature; at a similarity of 0.8 the estimate has a standard deviation of 0.035
 
 # With 8 permutations each: a pair of similarity 0.8 is compared with probability 0.95, one of 0.9 with 0.9999.
@@ -79,8 +79,10 @@ def _signatures(path: Path, numbers: np.ndarray) -> list[Any]:
     rows = pa.Table.from_batches(slices(path, int(numbers.min()), int(numbers.max()) + 1))
     runs: list[list[str]] = [[]] * len(numbers)
     for place in order.tolist():
-        messages = rows.column("messages")[int(numbers[place] - numbers.min())].as_py()
-        runs[place] = runs_of(normalised(turn["content"] for turn in messages))
+        row = int(numbers[place] - numbers.min())
+        messages, extras = (rows.column(name)[row].as_py() for name in ("messages", "extras"))
+        # Without its tools: rows that share a long list of them would be similar, whatever is said.
+        runs[place] = runs_of(normalised(texts_of(messages, extras)[0]))
     return RMinHash.from_token_sets(runs, PERMUTATIONS, SEED)  # type: ignore[no-any-return]
 
 

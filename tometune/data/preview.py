@@ -51,15 +51,13 @@ def drops(facts: Mapping[str, Any]) -> dict[str, tuple[int, Mapping[str, int]]]:
 def steps(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
     """Return the steps from the rows read from a base or pool to the rows taken; rows dropped are negative.
 
-    A row that was dropped for two reasons is counted under the first of them.
+    A row whose text is in the base and in an earlier row of the pool is counted under the first of these reasons.
     """
     lost = {reason: rows for reason, (rows, _) in drops(facts).items()}
     later = {reason: rows for reason, rows in lost.items() if reason not in facts["malformed"] | facts["dropped"]}
     twice = sum(later.values()) - (facts["usable"] - facts["eligible"]) if "eligible" in facts else 0
-    for reason in reversed(later):
-        counted_before = min(later[reason], max(twice, 0))
-        later[reason] -= counted_before
-        twice -= counted_before
+    if "repeats" in later:
+        later["repeats"] -= twice
     dropped = [(reason, -count) for reason, count in (lost | later).items() if count]
     eligible = [("eligible", facts["eligible"])] if "eligible" in facts else []
     return [("read", facts["read"]), *dropped, *eligible, ("taken", facts["rows"])]

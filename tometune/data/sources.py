@@ -20,7 +20,7 @@ from tometune.common.errors import UserError, some
 from tometune.common.hub import commit_of, hub_errors, pinned
 from tometune.config.data import SourceConfig, SourceKind
 from tometune.data import pydocs
-from tometune.data.local_files import BATCH, SUFFIXES, Batch, batches, kind_of, numbered, read_file, unreadable
+from tometune.data.local_files import BATCH, SUFFIXES, TRAIN, Batch, batches, kind_of, numbered, read_file, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,8 @@ def fingerprint(source: SourceConfig, key: str) -> str:
         commit = pinned(f"{key}.id", str(source.id), source.revision, "dataset")
         return f"{source.id}@{commit}/{source.subset or 'default'}/{source.split}"
     digests = sorted(_digest(file) for file in files_of(source.path, f"{key}.path", source.split))
-    return f"files-{sha256(b''.join(digests)).hexdigest()[:20]}"
+    split = "" if source.split == TRAIN else f"/{source.split}"  # one JSON file may hold several
+    return f"files-{sha256(b''.join(digests)).hexdigest()[:20]}{split}"
 
 
 def files_of(path: str | None, key: str, split: str = "train") -> list[Path]:
@@ -149,8 +150,15 @@ def read(source: SourceConfig, key: str) -> Iterator[Batch]:
         yield from _hub(source, key)
     else:
         _log_choice(source, key)
-        for file in sorted(files_of(source.path, f"{key}.path", source.split), key=_digest):
-            yield from read_file(file)
+        for file in ordered_files(source, key):
+            yield from read_file(file, source.split)
+
+
+def ordered_files(source: SourceConfig, key: str) -> list[Path]:
+    """Return the files of a source in the order in which they are read; none if it does not consist of local files."""
+    if source.kind is not SourceKind.files:
+        return []
+    return sorted(files_of(source.path, f"{key}.path", source.split), key=_digest)
 
 
 def _log_choice(source: SourceConfig, key: str) -> None:

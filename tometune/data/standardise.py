@@ -8,7 +8,7 @@ import logging
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -25,7 +25,7 @@ from tometune.data.conversations import compared_texts, encodable, extras_of, fi
 from tometune.data.formats import SOURCE_COLUMNS, Reader
 from tometune.data.local_files import Batch
 from tometune.data.parallel import in_order
-from tometune.data.sources import fingerprint, read
+from tometune.data.sources import fingerprint, ordered_files, read
 from tometune.data.turns import FormatError, number_of
 
 if TYPE_CHECKING:  # worker processes import this module, and `datasets` takes them a second
@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # worker processes import this module, and `datasets` takes t
 log = logging.getLogger(__name__)
 
 VERSION = 6  # raised when the same source gives other rows
-LAYOUT = 4  # raised when the same rows are stored in other files
+LAYOUT = 5  # raised when the same rows are stored in other files
 
 KEY_BYTES = 16
 # What a row holds beyond its messages is JSON in `extras`, see `conversations`; null for ordinary rows. A row without a
@@ -49,6 +49,7 @@ SCHEMA = pa.schema(
     }
 )
 LARGEST_SCORE = float(np.finfo(np.float32).max)  # a larger finite one counts as none
+KEY = "\0key"  # what errors in the cache have in place of the source's key: several sources may share the rows
 SHOWN = 3  # rows that cannot be read of which an error shows the place and the defect
 ADDRESS = re.compile(r"\w+://")  # of a page, different in each row, so not the name of a source
 FEWEST = 100  # rows of a source from which on `data.max_bad_share` applies
@@ -90,6 +91,11 @@ def standardise(source: SourceConfig, key: str, cache: Path) -> Standardised:
     rows = Dataset.from_file(str(folder / "rows.arrow"))
     sources = pd.Categorical(rows.data.column("source").to_pandas())
     scores = rows.data.column("score").to_numpy()
+    counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+    names = [encodable(str(file)) for file in ordered_files(source, key)] if counts["bad"] else []
+    for entry in counts["bad"]:
+        origin, _, line = entry[0].rpartition(", ")
+        entry[:] = f"{names[int(origin)] if names else origin}, {line}", entry[1].replace(KEY, key)
     return Standardised(
         fingerprint="{source}/{format}/v{standardise}".format(**made_from),
         folder=folder,
@@ -98,7 +104,7 @@ def standardise(source: SourceConfig, key: str, cache: Path) -> Standardised:
         labels=sources.codes.astype(np.int32),
         names=sources.categories.tolist(),
         scores=None if np.isnan(scores).all() else scores,
-        **json.loads((folder / "counts.json").read_text(encoding="utf-8")),
+        **counts,
     )
 
 
@@ -119,12 +125,14 @@ def _build(source: SourceConfig, key: str, folder: Path) -> None:
     counts: Counter[tuple[str, str, str]] = Counter()
     bad: list[tuple[str, str]] = []
     total = 0
+    numbers = {str(file): str(number) for number, file in enumerate(ordered_files(source, key))}
+    batches = (replace(batch, origin=numbers.get(batch.origin, batch.origin)) for batch in read(source, key))
     with (
         pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
         pa.ipc.new_stream(file, SCHEMA) as writer,
         progress(f"{key}: rows standardised") as advance,
     ):
-        for rows, counted, shown, size in in_order(partial(_standardise_batch, source, key), read(source, key)):
+        for rows, counted, shown, size in in_order(partial(_standardise_batch, source), batches):
             writer.write_batch(rows)
             counts.update(counted)
             bad += shown
@@ -139,7 +147,7 @@ def _build(source: SourceConfig, key: str, folder: Path) -> None:
 
 
 def _standardise_batch(
-    source: SourceConfig, key: str, batch: Batch
+    source: SourceConfig, batch: Batch
 ) -> tuple[pa.RecordBatch, Counter[tuple[str, str, str]], list[tuple[str, str]], int]:
     """Standardise a batch of rows, in any process.
 
@@ -147,7 +155,7 @@ def _standardise_batch(
         The usable rows, of `SCHEMA`; how many rows there are by kind, reason and source; place and defect of the first
         malformed ones; and the number of rows read.
     """
-    reader = Reader(source, key)
+    reader = Reader(source, KEY)
     counts: Counter[tuple[str, str, str]] = Counter()
     bad: list[tuple[str, str]] = []
     usable: list[dict[str, Any]] = []

@@ -213,7 +213,7 @@ def _example(key: str, task: TaskConfig, row: Row, number: int) -> Example:
 def _of_training_row(key: str, task: TaskConfig, row: Row, identifier: str) -> Example | None:
     """Return the example of a row in a shape of training data, or None if it has no such shape.
 
-    The last answer is the reference, and what precedes it the prompt.
+    The last answer is the reference, and what precedes it the prompt. The system text is not in `texts`.
     """
     try:
         found = Reader(SourceConfig(), key).read(row.fields)
@@ -228,8 +228,10 @@ def _of_training_row(key: str, task: TaskConfig, row: Row, identifier: str) -> E
         raise UserError(f"{key}: {row.origin} holds tools or tool calls, which a task cannot ask for; delete the row")
     messages = [{"role": turn.role, "content": turn.text} for turn in turns[:-1]]
     if task.system is not None and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": task.system})
-    texts = [turn.text for turn in turns]
+        system = render(task.system, row, f"{key}.system")[0]
+        messages[:0] = [{"role": "system", "content": system}] if system else []
+        found.unread.difference_update(names_in(replace(task, prompt="", references=[])))
+    texts = [turn.text for turn in turns if turn.role != "system"]
     references = [text for text in texts[-1:] if text.strip()]
     return Example(identifier, messages, references, texts, found.unread)
 
