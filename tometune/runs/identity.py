@@ -20,7 +20,7 @@ from tometune.config.root import Config
 from tometune.config.validators import SINCE_DEFAULT
 from tometune.models.machine import replaces_unsloth, resolve_precision
 
-MEANING = 8
+MEANING = 9
 """Raised when a release makes the same config give another result, so that runs of older releases are not reused."""
 
 
