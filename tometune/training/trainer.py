@@ -207,12 +207,14 @@ class MeteredTrainer(SFTTrainer):
             self.curves.add({**logs, **found, "epoch": self.epochs}, self.state.global_step)
 
     def eval_loss(self) -> float:
-        """Return the mean loss per trained token on `loss_rows`.
+        """Return the mean NLL per trained token on `loss_rows`, whatever `trainer.loss_type` is.
 
         No random stream advances, because dropout is off. The layers run uncompiled: each new shape would otherwise be
         compiled. Every process computes all of it, since the loss of TRL waits for all of them.
         """
         total, trained, start = 0.0, 0, 0
+        loss_of_training = self.compute_loss_func  # type: ignore[has-type]
+        self.compute_loss_func = None
         at_once = self.args.per_device_train_batch_size * self.args.max_length  # tokens that fit while training
         eager = torch.compiler.set_stance("force_eager") if self.graph else nullcontext()
         with torch.no_grad(), evaluating(self.model), eager, training_attention(self.model, self.kernel):
@@ -225,6 +227,7 @@ class MeteredTrainer(SFTTrainer):
                 total += float(loss) * int(items) / self.args.world_size  # which transformers multiplies it by
                 trained += int(items)
                 start += count
+        self.compute_loss_func = loss_of_training
         self._metrics["eval"].clear()
         return total / trained
 
