@@ -25,6 +25,9 @@ from tometune.training.steps import in_packs, with_steps
 
 log = logging.getLogger(__name__)
 
+UNCHUNKED = ("logits_scaling", "lm_head_multiplier", "output_multiplier")
+"""Factors of logits in configs of models, e.g. of Granite and Falcon-H1, that TRL's `chunked_nll` ignores."""
+
 
 @dataclass(frozen=True)
 class TrainingInputs:
@@ -62,6 +65,9 @@ class Training:
     def __post_init__(self) -> None:
         """Make the packs, resolve `trainer.max_tokens`, and choose the attention."""
         trainer, model, dataset = self.inputs.trainer, self.inputs.source.config, self.inputs.tokens.dataset
+        text = self.model.config.get_text_config()
+        if trainer.loss_type == "chunked_nll" and any(getattr(text, name, 1) not in (None, 1) for name in UNCHUNKED):
+            trainer = replace(trainer, loss_type="nll")
         self.dtype = compute_dtype(model.precision) if self.full else self.model.dtype
         self.rows = pack(dataset, trainer.max_length) if in_packs(trainer) else dataset
         trainer = with_steps(trainer, len(self.rows), self.inputs.tokens.counts.tokens)
@@ -70,7 +76,7 @@ class Training:
         if self.unsloth:
             self.kernel, self.packed = "unsloth", Packed.unsloth
         elif trainer.packing:
-            window = getattr(self.model.config.get_text_config(), "sliding_window", None)
+            window = getattr(text, "sliding_window", None)
             if window is not None and window < trainer.max_length:  # only transformers' masks have it
                 self.kernel, self.reason = model.attn_implementation, f"a mask with the model's window, {window:,}"
             else:
