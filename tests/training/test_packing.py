@@ -1,5 +1,6 @@
 """Packed rows train as they would alone."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig
 from trl.trainer.sft_trainer import _patch_chunked_ce_lm_head
 
 from tests.training.conftest import Fitted, packs, settings
+from tometune.common.errors import UserError
 from tometune.models import packed_attention
 from tometune.models.packed_attention import Packed
 from tometune.training import batches
@@ -143,6 +145,27 @@ def test_the_chunked_loss_is_used_where_it_is_the_models_own(plain, kind, change
         own = float(model(input_ids=ids, labels=ids).loss)
         _patch_chunked_ce_lm_head(model, chunk_size=32)
         assert (float(model(input_ids=ids, labels=ids).loss) == pytest.approx(own, rel=1e-4)) == (loss != "nll")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "packed"),
+    [
+        ("llama", {}, True),
+        ("qwen3", {}, True),
+        ("gemma3_text", {"sliding_window": 16}, True),
+        ("qwen3_5_text", {"layer_types": [*["linear_attention"] * 3, "full_attention"]}, False),
+        ("falcon_h1", FALCON_H1, False),
+        ("lfm2", {"layer_types": ["conv", "conv", "full_attention", "conv"]}, False),
+        ("granitemoehybrid", MAMBA | {"layer_types": [*["mamba"] * 3, "attention"], "num_local_experts": 0}, False),
+    ],
+)
+def test_layers_that_would_mix_conversations_are_not_trained_in_packs(plain, kind, changes, packed):
+    fix = "; set trainer.packing=false trainer.conversations_per_step=8$"
+    with (
+        nullcontext() if packed else pytest.raises(UserError, match=f"^trainer.packing=true: layers of {kind} .*{fix}")
+    ):
+        training_of(plain, kind, changes, packing=True)
+    training_of(plain, kind, changes, packing=False)
 
 
 def loss_of(fitted: Fitted, batch: dict[str, torch.Tensor], trained: torch.Tensor) -> float:
