@@ -76,6 +76,7 @@ def arguments(training: Training, step: Step, checkpointing: bool) -> Arguments:
         packing=False,  # The rows are packed already, and our collator keeps conversations apart. TRL only accepts a
         padding_free=False,  # collator if both of these are off.
         loss_type="nll" if training.unsloth else trainer.loss_type,  # Unsloth has a fused loss of its own
+        router_aux_loss_coef=0.0,  # of experts; TRL adds it per pass, so steps would depend on the micro-batch
         use_liger_kernel=False,
         label_smoothing_factor=0.0,
         neftune_noise_alpha=None,
