@@ -76,7 +76,7 @@ def resolve_backend(model: ModelConfig, loss_type: str = "chunked_nll") -> Backe
     """Return the backend that trains the model; torch is not imported.
 
     `auto` is unsloth on one NVIDIA GPU where it is installed, but transformers on a Hopper GPU, where it is faster
-    (docs/benchmarks.md). Other GPUs were not measured.
+    (docs/benchmarks.md). Other GPUs were not measured. Unsloth has no DFT (`trainer.loss_type=dft`).
     """
     if model.backend is not Backend.auto:
         return model.backend
