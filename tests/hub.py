@@ -233,6 +233,8 @@ class Handler(BaseHTTPRequestHandler):
                     large = entry["key"] == "lfsFile"
                     content = self.hub.objects[value["oid"]] if large else base64.b64decode(value["content"])
                     repository.write(value["path"], content)
+                elif entry["key"] == "deletedFile":
+                    (repository.folder / value["path"]).unlink()
             commit = repository.commit()
             self._json({"commitUrl": f"{self.hub.url}/{repository.id}/commit/{commit}", "commitOid": commit})
         elif verb == "tree":

@@ -145,8 +145,8 @@ def experiment(run: Run, inputs: RunInputs) -> None:
     config = inputs.config
     check_requirements(config)
     with ExitStack() as stack:
-        process = None
-        if run.record.get("train") is None and resolve_backend(config.model) is Backend.unsloth:
+        process, backend = None, resolve_backend(config.model, config.trainer.loss_type)
+        if run.record.get("train") is None and backend is Backend.unsloth:
             process = stack.enter_context(unsloth_process(inputs.cache))  # first: its imports take half a minute
         with quick_imports():
             from tometune.common.seeding import seed_everything, use_deterministic_kernels
@@ -165,7 +165,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
             model = base_models.load(inputs.model_source)
         check_trainable(model, config.model.id, config.lora)
         data = {"name": inputs.mix.name, "digest": inputs.mix.digest, **asdict(inputs.tokens.counts)}
-        facts = {"model": describe(config.model, model), "data": data}
+        facts = {"model": describe(config.model, model) | {"backend": str(backend)}, "data": data}
         stack.enter_context(run.recording(config, facts, inputs.mix.manifest()))
         tracker = stack.enter_context(
             start_tracker(

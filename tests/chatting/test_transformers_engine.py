@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.chatting.conftest import answer
+from tometune.chatting import transformers_engine
 from tometune.chatting.conversation import End, Settings
 from tometune.evaluation.generation import generate
 
@@ -54,6 +55,14 @@ def test_an_answer_ends_with_its_turn_or_the_context_and_shows_no_special_token(
     talking, short = engine(context=64), [{"role": "user", "content": "a"}]
     assert talking.context == 64
     assert answer(talking, short, replace(GREEDY, max_new_tokens=10_000))[1] + talking.count(short) <= 64
+
+
+def test_a_stop_token_that_is_not_special_is_not_shown(engine, shared, tokenizer, monkeypatch):
+    *words, stop = tokenizer.encode("Räder <end>", add_special_tokens=False)
+    shared.stops.add(stop)
+    for ids, expected in (([*words, stop], ("Räder <end", len(words) + 1, End.turn)), ([stop], ("", 1, End.turn))):
+        monkeypatch.setattr(transformers_engine, "_sample", mock.Mock(side_effect=ids))
+        assert answer(engine(), HELLO, GREEDY) == expected
 
 
 def test_special_tokens_in_a_prompt_are_text(engine, shared):

@@ -61,6 +61,7 @@ CASES = [
     ("eval.judge.url=http://me:sk@x eval.judge.model=m", "eval.judge.url=http://me:sk@x: not an address up to /v1, e"),
     ("eval.judge.url=http://x/v1 eval.judge.model=m eval.base=false", "eval.judge.url: compares with the base model's"),
     ("+eval/task@eval.tasks.harness_a=jsonl eval.tasks.harness_a.path=x", "eval.tasks.harness_a: names beginning with"),
+    ("trainer.loss_type=dft model.backend=unsloth", "trainer.loss_type=dft: Unsloth has no such loss;"),
     ("trainer.micro_batch=0", "trainer.micro_batch=0: neither auto nor 1 or more"),
     ("trainer.gradient_checkpointing=maybe", "trainer.gradient_checkpointing=maybe: one of auto, true, false"),
     ("trainer.packing=false", "trainer.packing=false: counts steps in conversations; set trainer.conv"),

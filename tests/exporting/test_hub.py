@@ -63,6 +63,25 @@ def test_an_upload_is_one_commit_and_sends_no_large_file_that_has_arrived(ours, 
     assert {path.name: path.read_bytes() for path in repository.iterdir()} == files | {"README.md": b"# Several"}
 
 
+def test_weights_of_an_earlier_upload_are_deleted(ours, tmp_path):
+    """transformers loads model.safetensors before the shards of an index."""
+    uploads = {
+        "old": ["model.safetensors", "adapter_config.json", "tuned-q8_0.gguf", "config.json", "NOTES.md"],
+        "new": ["model-00001-of-00001.safetensors", "model.safetensors.index.json", "config.json"],
+        "single": ["model.safetensors"],
+    }
+    for upload, names in uploads.items():
+        (tmp_path / upload).mkdir()
+        for name in names:
+            (tmp_path / upload / name).write_text(upload)
+        push([tmp_path / upload], "# Card", "tester/again", private=True)
+        kept = {"README.md": "# Card", **dict.fromkeys(names, upload)}
+        if upload != "old":
+            kept |= {"NOTES.md": "old", "config.json": "new"}
+        found = ours.root / "models" / "tester" / "again"
+        assert {path.name: path.read_text() for path in found.iterdir()} == kept
+
+
 def test_an_interrupted_upload_is_resumed_by_the_same_command(ours, monkeypatch, tmp_path):
     def breaks_off(*_: object, **__: object) -> None:
         raise httpx.ReadTimeout("the read operation timed out")

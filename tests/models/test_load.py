@@ -20,7 +20,7 @@ from tometune.config.model import LoraConfig, ModelConfig, Quantization
 from tometune.models import smollm2
 from tometune.models.load import ADAPTER_FILES, add_adapter, describe, load_adapter, load_model
 from tometune.models.lora_rounding import RoundedOnce
-from tometune.models.source import ModelSource, check_source, fingerprint, locate
+from tometune.models.source import ModelSource, check_source, fingerprint, locate, tiny_folder
 from tometune.models.tokenizer import load_tokenizer
 
 
@@ -31,6 +31,14 @@ def test_tiny_is_the_same_bits_on_every_build_and_is_described(tmp_path):
     said = describe(TINY, models[0])
     assert (said["name"], said["backend"], said["quantization"]) == ("tiny", "transformers", "none")
     assert json.dumps(said)
+
+
+def test_every_process_can_build_a_model(tmp_path, monkeypatch):
+    """The cache of the first process may be on another node; transformers saves models in that process only."""
+    expected = sorted(path.name for path in tiny_folder(tmp_path / "first").iterdir())
+    monkeypatch.setattr("transformers.distributed.mixin._is_torch_distributed_initialized", lambda: True)
+    monkeypatch.setattr("transformers.distributed.mixin._get_torch_distributed_rank", lambda: 1)
+    assert sorted(path.name for path in tiny_folder(tmp_path / "second").iterdir()) == expected
 
 
 def test_loading_has_a_bar_on_a_terminal_only(source, monkeypatch, capfd):

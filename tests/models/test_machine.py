@@ -57,6 +57,7 @@ def test_auto_chooses_the_backend_that_suits_the_gpu(monkeypatch, capability, in
     monkeypatch.setattr(machine, "processes", lambda: processes)
     model = dataclasses.replace(ModelConfig(), compute=Compute[compute])
     assert machine.resolve_backend(model) == backend
+    assert machine.resolve_backend(model, "dft") == "transformers"
     assert machine.resolve_backend(dataclasses.replace(model, backend=Backend.unsloth)) == "unsloth"
 
 

@@ -149,12 +149,13 @@ def test_several_processes_add_their_gradients_after_the_last_pass_of_a_step(fit
         ({"full": True}, r"a LoRA adapter \(lora=default\)"),
         ({"packed": Packed.positions}, "attention over lengths"),
         ({"unsloth": True}, "model.backend=transformers"),
+        ({"loss_type": "dft"}, "trainer.loss_type=chunked_nll or nll"),
     ],
 )
 def test_what_a_graph_needs(change, needs):
     decoder = SimpleNamespace(get_decoder=lambda: SimpleNamespace(layers=[1]))
     model = SimpleNamespace(device=torch.device("cuda"), num_parameters=lambda: 1, get_base_model=lambda: decoder)
-    config = settings(**SETTINGS, cuda_graph=True)
+    config = settings(**SETTINGS, cuda_graph=True, loss_type=change.get("loss_type", "nll"))
     inputs = SimpleNamespace(trainer=config.trainer, source=SimpleNamespace(config=config.model))
     met = {"dtype": torch.bfloat16, "full": False, "packed": Packed.lengths, "unsloth": False}
     training: Any = SimpleNamespace(model=model, inputs=inputs, **met | change)

@@ -15,7 +15,9 @@ from tometune.evaluation.tasks import Example, Task
 from tometune.models.source import locate
 from tometune.models.tokenizer import load_tokenizer
 
-SETTINGS: dict[str, dict[str, Any]] = {"padded": {}, "packed": packs(64, 2), "nll": {"loss_type": "nll"}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{"padded": {}, "packed": packs(64, 2), "nll": {"loss_type": "nll"}, "dft": packs(64, 2) | {"loss_type": "dft"}}
+}
 
 
 def task(name: str, count: int) -> Task:
@@ -45,7 +47,7 @@ def by_hand(model: Any, rows: list[dict[str, Any]]) -> float:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.nightly if name != "packed" else ()) for name in SETTINGS]
+    "name", [pytest.param(name, marks=pytest.mark.nightly if name in ("padded", "nll") else ()) for name in SETTINGS]
 )
 def test_it_changes_no_byte_and_is_the_mean_over_trained_tokens(train, tokenizer, tmp_path, name):
     """Dropout would notice a random stream that advanced."""

@@ -1,17 +1,28 @@
 """Packed rows train as they would alone."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention as attend
-from transformers import LlamaConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig
+from trl.trainer.sft_trainer import _patch_chunked_ce_lm_head
 
 from tests.training.conftest import Fitted, packs, settings
+from tometune.common.errors import UserError
 from tometune.models import packed_attention
 from tometune.models.packed_attention import Packed
 from tometune.training import batches
-from tometune.training.batches import Capacity, Collator
+from tometune.training.batches import Capacity, Collator, Training, TrainingInputs
+
+SIZES = {
+    **{"vocab_size": 200, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "head_dim": 16},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512},
+}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16}
+FALCON_H1 = MAMBA | {"mamba_d_ssm": 128}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +114,58 @@ def test_training_over_lengths_is_training_over_masks(train, tmp_path, monkeypat
     assert min(map(len, seen)) >= 2
     assert by_lengths.losses == pytest.approx(by_mask.losses, abs=1e-5)
     assert by_lengths.column("grad_norm") == pytest.approx(by_mask.column("grad_norm"), rel=1e-3)
+
+
+def training_of(fitted: Fitted, kind: str, changes: dict[str, Any], **trainer: Any) -> Training:
+    """Return the training of a small random model of a kind that transformers knows."""
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**SIZES | changes))
+    config, tokenizer = settings(**trainer), fitted.trainer.processing_class
+    source: Any = SimpleNamespace(config=config.model)
+    rest = (config.trainer, config.lora, config.seeds, fitted.folder, fitted.folder)
+    return Training(model, tokenizer, TrainingInputs(source, fitted.tokens, *rest), lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "loss"),
+    [
+        ("llama", {}, "chunked_nll"),
+        ("cohere", {"logit_scale": 0.25}, "chunked_nll"),
+        ("granite", {"logits_scaling": 1.0}, "chunked_nll"),
+        ("granite", {"logits_scaling": 8.0}, "nll"),
+        ("falcon_h1", FALCON_H1 | {"lm_head_multiplier": 0.1}, "nll"),
+    ],
+)
+def test_the_chunked_loss_is_used_where_it_is_the_models_own(plain, kind, changes, loss):
+    training = training_of(plain, kind, changes)
+    assert training.inputs.trainer.loss_type == loss
+    model, ids = training.model.eval(), torch.arange(3, 43)[None]
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3)
+        own = float(model(input_ids=ids, labels=ids).loss)
+        _patch_chunked_ce_lm_head(model, chunk_size=32)
+        assert (float(model(input_ids=ids, labels=ids).loss) == pytest.approx(own, rel=1e-4)) == (loss != "nll")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "packed"),
+    [
+        ("llama", {}, True),
+        ("qwen3", {}, True),
+        ("gemma3_text", {"sliding_window": 16}, True),
+        ("qwen3_5_text", {"layer_types": [*["linear_attention"] * 3, "full_attention"]}, False),
+        ("falcon_h1", FALCON_H1, False),
+        ("lfm2", {"layer_types": ["conv", "conv", "full_attention", "conv"]}, False),
+        ("granitemoehybrid", MAMBA | {"layer_types": [*["mamba"] * 3, "attention"], "num_local_experts": 0}, False),
+    ],
+)
+def test_layers_that_would_mix_conversations_are_not_trained_in_packs(plain, kind, changes, packed):
+    fix = "; set trainer.packing=false trainer.conversations_per_step=8$"
+    with (
+        nullcontext() if packed else pytest.raises(UserError, match=f"^trainer.packing=true: layers of {kind} .*{fix}")
+    ):
+        training_of(plain, kind, changes, packing=True)
+    training_of(plain, kind, changes, packing=False)
 
 
 def loss_of(fitted: Fitted, batch: dict[str, torch.Tensor], trained: torch.Tensor) -> float:

@@ -15,9 +15,13 @@ from tests.training import conftest
 from tests.training.conftest import Fitted, settings
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig, TaskConfig
+from tometune.config.model import Precision
+from tometune.evaluation.generation import encode
+from tometune.evaluation.likelihood import bits_per_byte
 from tometune.evaluation.scoring import Scorer
 from tometune.evaluation.tasks import load_tasks
-from tometune.models.load import add_adapter
+from tometune.models.load import add_adapter, load_tuned
+from tometune.models.source import locate
 from tometune.training.trainer import MeteredTrainer
 
 
@@ -45,6 +49,21 @@ def test_each_seed_changes_its_own_part(plain, train, tmp_path):
     assert torch.equal(adapter.batches[0]["input_ids"], plain.batches[0]["input_ids"])
     assert not torch.equal(order.batches[0]["input_ids"], plain.batches[0]["input_ids"])
     assert len({fitted.adapter for fitted in (plain, order, adapter, data)}) == 4
+
+
+def test_a_trained_model_in_16_bits_scores_as_its_saved_adapter_does(train, cache, tmp_path):
+    """So that a run that was killed after its training has the same scores."""
+    config = settings()
+    config.model.precision = Precision.bf16
+    fitted = train(tmp_path, config)
+    tokenizer, trained = fitted.trainer.processing_class, fitted.trainer.model.eval()
+    loaded = load_tuned(None, locate(config.model, cache), config.lora, fitted.folder)
+    prompts = [encode(tokenizer, [{"role": "user", "content": f"q {n}"}], 256) for n in range(6)]
+    scores = [
+        bits_per_byte(model, tokenizer, prompts, [["return the value of a lazy dog"]] * 6)
+        for model in (trained, loaded)
+    ]
+    assert scores[0] == scores[1]
 
 
 def test_the_adapter_stays_float32_over_a_4_bit_base(plain, train, tmp_path, monkeypatch):

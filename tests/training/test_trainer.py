@@ -30,7 +30,7 @@ DEFAULTS = {
     **{"loss_type": "dft", "neftune_noise_alpha": 5.0, "label_smoothing_factor": 0.1, "completion_only_loss": True},
     **{"remove_unused_columns": True, "dataloader_drop_last": True, "gradient_checkpointing": True},
     **{"use_liger_kernel": True, "train_sampling_strategy": "sequential", "average_tokens_across_devices": False},
-    **{"auto_find_batch_size": True, "disable_tqdm": False},
+    **{"auto_find_batch_size": True, "disable_tqdm": False, "router_aux_loss_coef": 0.001},
 }
 """Defaults after importing Unsloth, and others that would be noticed."""
 STEP = Step(2, 2)

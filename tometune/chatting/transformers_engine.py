@@ -96,8 +96,10 @@ class TransformersEngine:
                 generated.append(token)
                 if token in self.shared.stops or len(generated) == limit:
                     end = End.turn if token in self.shared.stops else End.length
-                    # The bytes of an incomplete character, which the decoder holds back, are part of the answer too.
-                    yield Piece(tokenizer.decode(generated, skip_special_tokens=True)[len(text) :], len(generated), end)
+                    # A tokenizer may not know a stop token as special. The bytes of an incomplete character, which the
+                    # decoder holds back, are part of the answer too.
+                    answer = tokenizer.decode(generated[: -1 if end is End.turn else None], skip_special_tokens=True)
+                    yield Piece(answer[len(text) :], len(generated), end)
                     return
                 new = decoder.step(tokenizer.backend_tokenizer, token) or ""
                 text += new

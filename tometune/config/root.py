@@ -15,7 +15,7 @@ from tometune.common.errors import ConfigError
 from tometune.config.data import Contamination, DataConfig, data_problems
 from tometune.config.eval import EvalConfig, eval_problems
 from tometune.config.export import ExportConfig, export_problems
-from tometune.config.model import LoraConfig, ModelConfig, lora_problems, model_problems
+from tometune.config.model import Backend, LoraConfig, ModelConfig, lora_problems, model_problems
 from tometune.config.report import ReportConfig, report_problems
 from tometune.config.tracking import Publish, TrackingConfig, tracking_problems
 from tometune.config.trainer import TrainerConfig, trainer_problems
@@ -230,6 +230,8 @@ def check(config: Config) -> None:
         if base and task.path and Path(base).resolve() == Path(task.path).resolve():
             fix = "name another, or hold rows out with eval=held_out"
             problems.append(f"eval.tasks.{name}.path={task.path}: the training data, which cannot be a test set; {fix}")
+    if config.trainer.loss_type == "dft" and config.model.backend is Backend.unsloth:
+        problems.append("trainer.loss_type=dft: Unsloth has no such loss; set model.backend=transformers")
     if config.plan != "measure" and not isinstance(config.plan, bool):
         problems.append(f"plan={config.plan}: one of true, false, measure")
     not_finite = {line.partition("=")[0]: line for line in problems if line.endswith(NOT_FINITE)}

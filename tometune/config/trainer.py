@@ -15,7 +15,7 @@ OPTIMISERS = (
 )
 """Optimisers of transformers without further arguments."""
 
-LOSSES = ("chunked_nll", "nll", "dft")  # losses of TRL's SFTTrainer
+LOSSES = ("chunked_nll", "nll", "dft")  # losses of TRL's SFTTrainer; Unsloth has the NLL alone
 
 
 @dataclass
@@ -58,7 +58,8 @@ class TrainerConfig:
     gradient_checkpointing: bool | str = field(default="auto", metadata=NOT_IDENTITY | SWITCH)
     """Recompute activations in the backward pass: less memory, a quarter slower. `auto`: only if they do not fit."""
     loss_type: str = field(default="chunked_nll", metadata=checked(one_of(LOSSES)))
-    """TRL's loss: `chunked_nll` projects only trained tokens onto the vocabulary, `nll` all; same mathematics."""
+    """TRL's loss: `chunked_nll` projects only trained tokens onto the vocabulary, `nll` all; same mathematics. `dft`
+    weights each token's loss by its probability (Wu et al. 2025, arXiv:2508.05629)."""
     cuda_graph: bool | str = field(default="auto", metadata=NOT_IDENTITY | SWITCH)
     """Compile the layers and replay each pass as one CUDA graph. `auto`: wherever transformers trains an adapter in
     packs on a GPU in bfloat16, also over 4 bits."""

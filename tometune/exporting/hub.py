@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from tometune.models.source import is_local
 from tometune.runs.finished import Finished
 
 log = logging.getLogger(__name__)
+
+WEIGHTS = ("*.safetensors", "*.index.json", "*.gguf", "adapter_*")
+"""Names of files that libraries would load instead of those of a new upload."""
 
 
 def repositories(push_to: str, formats: Sequence[str]) -> dict[str, str]:
@@ -78,20 +82,23 @@ def publish(finished: Finished, gates: Mapping[str, Mapping[str, Any]], push_to:
 def push(folders: Sequence[Path], text: str, repository: str, private: bool) -> str:
     """Upload the files of folders, with the text of one card, to the top of a repository; return its address.
 
-    It is one commit, so the repository shows all files or none. The hub keeps each large file that arrived completely,
-    so repeating the command after an interrupted upload sends only the others. An existing repository keeps its
-    visibility.
+    It is one commit, so the repository shows all files or none. It also deletes weights of an earlier upload. The hub
+    keeps each large file that arrived completely, so repeating the command after an interrupted upload sends only the
+    others. An existing repository keeps its visibility.
 
     Raises:
         UserError: the hub cannot be reached, or refuses.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     files: dict[str, Path | bytes] = {**files_of(folders), CARD: text.encode()}
-    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
+    operations: list[Any] = [CommitOperationAdd(name, content) for name, content in files.items()]
     log.info("uploading %d files to %s", len(files), repository)
     with _upload_errors(repository, begun=True):
         url = HfApi().create_repo(repository, private=private, exist_ok=True)
+        for name in HfApi().list_repo_files(repository):
+            if name not in files and any(fnmatch(name, pattern) for pattern in WEIGHTS):
+                operations.append(CommitOperationDelete(name))
         HfApi().create_commit(repository, operations, commit_message="Upload by tometune")
     return str(url)
 

@@ -72,15 +72,15 @@ def unsloth_installed() -> bool:
     return util.find_spec("unsloth") is not None and util.find_spec("unsloth_zoo") is not None
 
 
-def resolve_backend(model: ModelConfig) -> Backend:
+def resolve_backend(model: ModelConfig, loss_type: str = "chunked_nll") -> Backend:
     """Return the backend that trains the model; torch is not imported.
 
     `auto` is unsloth on one NVIDIA GPU where it is installed, but transformers on a Hopper GPU, where it is faster
-    (docs/benchmarks.md). Other GPUs were not measured.
+    (docs/benchmarks.md). Other GPUs were not measured. Unsloth has no DFT (`trainer.loss_type=dft`).
     """
     if model.backend is not Backend.auto:
         return model.backend
-    unsloth = processes() == 1 and _unsloth_trains(model) and not transformers_is_faster()
+    unsloth = processes() == 1 and loss_type != "dft" and _unsloth_trains(model) and not transformers_is_faster()
     return Backend.unsloth if unsloth else Backend.transformers
 
 

@@ -95,6 +95,15 @@ def _convert(gguf: Path, config: Any, folder: Path) -> None:
     model = LlamaForCausalLM(config).to(torch.bfloat16)
     model.load_state_dict(read.state_dict())
     model.generation_config = GenerationConfig(**SPECIAL)
+    save(model, folder)
+
+
+def save(model: Any, folder: Path) -> None:
+    """Save a model in every process, since each node of a cluster may have a cache of its own.
+
+    transformers saves it only in the first one.
+    """
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
     model.save_pretrained(folder)
 
 

@@ -197,4 +197,4 @@ def _build_tiny(folder: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
-    model.save_pretrained(folder / "model")
+    smollm2.save(model, folder / "model")

@@ -50,6 +50,7 @@ def can_use_graph(training: Training) -> bool:
             training.packed is Packed.lengths
         ),
         "model.precision=bf16, because fp16 scales its loss": training.dtype is not torch.float16,
+        "trainer.loss_type=chunked_nll or nll": trainer.loss_type != "dft",
         "trainer.gradient_checkpointing=auto or false": trainer.gradient_checkpointing is not True,
         "a model whose decoder has layers": training.full or bool(layers_of(model)),
     }

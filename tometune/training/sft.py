@@ -175,7 +175,8 @@ def _train_and_save(training: Training, size: MicroBatch) -> dict[str, Any]:
             log.warning("stop requested; checkpoint saved at step %d", trainer.state.global_step)
             raise Stopped(callback.signal)
     meter.rates()
-    trained = trainer.accelerator.unwrap_model(trainer.model)
+    # Without accelerate's autocast, so that scores are those of the saved adapter.
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if training.full:
         folder, configs = inputs.folder / WHOLE, training.author_configs
         by_first(lambda: save_full_model(trained, training.tokenizer, folder, training.dtype, configs))

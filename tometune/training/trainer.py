@@ -77,6 +77,7 @@ def arguments(training: Training, step: Step, checkpointing: bool) -> Arguments:
         packing=False,  # The rows are packed already, and our collator keeps conversations apart. TRL only accepts a
         padding_free=False,  # collator if both of these are off.
         loss_type="nll" if training.unsloth else trainer.loss_type,  # Unsloth has a fused loss of its own
+        router_aux_loss_coef=0.0,  # of experts; TRL adds it per pass, so steps would depend on the micro-batch
         use_liger_kernel=False,
         label_smoothing_factor=0.0,
         neftune_noise_alpha=None,
@@ -209,12 +210,14 @@ class MeteredTrainer(SFTTrainer):
             self.curves.add({**logs, **found, "epoch": self.epochs}, self.state.global_step)
 
     def eval_loss(self) -> float:
-        """Return the mean loss per trained token on `loss_rows`.
+        """Return the mean NLL per trained token on `loss_rows`, whatever `trainer.loss_type` is.
 
         No random stream advances, because dropout is off. The layers run uncompiled: each new shape would otherwise be
         compiled. Every process computes all of it, since the loss of TRL waits for all of them.
         """
         total, trained, start = 0.0, 0, 0
+        loss_of_training = self.compute_loss_func  # type: ignore[has-type]
+        self.compute_loss_func = None
         at_once = self.args.per_device_train_batch_size * self.args.max_length  # tokens that fit while training
         eager = torch.compiler.set_stance("force_eager") if self.graph else nullcontext()
         with torch.no_grad(), evaluating(self.model), eager, training_attention(self.model, self.kernel):
@@ -227,6 +230,7 @@ class MeteredTrainer(SFTTrainer):
                 total += float(loss) * int(items) / self.args.world_size  # which transformers multiplies it by
                 trained += int(items)
                 start += count
+        self.compute_loss_func = loss_of_training
         self._metrics["eval"].clear()
         return total / trained
 
