@@ -51,6 +51,7 @@ IN_PLACE = {
     "data/standardise.py": (1, "in a temporary folder of the cache"),
     "training/checkpoints.py": (1, "in the temporary folder that is then renamed"),
     "training/metrics.py": (2, "in a checkpoint that counts only with its last file; lines that are appended"),
+    "training/trainer.py": (1, "in the temporary folder that is then renamed"),
     "runs/lock.py": (1, "the lock's own file, while it is held"),
     "chatting/terminal.py": (2, "a file of the user, which must not exist"),
     "models/unsloth_backend.py": (1, "the null device"),

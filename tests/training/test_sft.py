@@ -16,6 +16,8 @@ from tests.training.conftest import Fitted, settings
 from tometune.common.errors import UserError
 from tometune.config.eval import EvalConfig, TaskConfig
 from tometune.config.model import Precision
+from tometune.data.encoder import Encoder
+from tometune.data.template import Template
 from tometune.evaluation.generation import encode
 from tometune.evaluation.likelihood import bits_per_byte
 from tometune.evaluation.scoring import Scorer
@@ -58,7 +60,8 @@ def test_a_trained_model_in_16_bits_scores_as_its_saved_adapter_does(train, cach
     fitted = train(tmp_path, config)
     tokenizer, trained = fitted.trainer.processing_class, fitted.trainer.model.eval()
     loaded = load_tuned(None, locate(config.model, cache), config.lora, fitted.folder)
-    prompts = [encode(tokenizer, [{"role": "user", "content": f"q {n}"}], 256) for n in range(6)]
+    encoder = Encoder(Template(tokenizer))
+    prompts = [encode(encoder, [{"role": "user", "content": f"q {n}"}], 256) for n in range(6)]
     scores = [
         bits_per_byte(model, tokenizer, prompts, [["return the value of a lazy dog"]] * 6)
         for model in (trained, loaded)

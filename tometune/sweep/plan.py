@@ -204,7 +204,7 @@ def plan_run(config: Config, measure: Callable[[Config], None]) -> PlannedRun:
 def known_speed(config: Config, cache: Path) -> Speed | None:
     """Return the speed of runs of the same kind, from earlier runs on this machine, else from `REFERENCE`."""
     quantization = Quantization.nf4 if quantized(config.model) else Quantization.none
-    backend = str(resolve_backend(config.model))
+    backend = str(resolve_backend(config.model, config.trainer.loss_type))
     trained, compute = "lora" if config.lora.enabled else "full", str(config.model.compute)
     kind = Kind(str(config.model.id), str(quantization), backend, device_name(), trained, compute)
     finished = []
