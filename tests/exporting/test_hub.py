@@ -69,6 +69,7 @@ def test_weights_of_an_earlier_upload_are_deleted(ours, tmp_path):
         "old": ["model.safetensors", "adapter_config.json", "tuned-q8_0.gguf", "config.json", "NOTES.md"],
         "new": ["model-00001-of-00001.safetensors", "model.safetensors.index.json", "config.json"],
         "single": ["model.safetensors"],
+        "gguf": ["tuned-q4_k_m.gguf"],
     }
     for upload, names in uploads.items():
         (tmp_path / upload).mkdir()
@@ -77,7 +78,9 @@ def test_weights_of_an_earlier_upload_are_deleted(ours, tmp_path):
         push([tmp_path / upload], "# Card", "tester/again", private=True)
         kept = {"README.md": "# Card", **dict.fromkeys(names, upload)}
         if upload != "old":
-            kept |= {"NOTES.md": "old", "config.json": "new"}
+            kept |= {"NOTES.md": "old", "config.json": "new", "tuned-q8_0.gguf": "old"}
+        if upload == "gguf":
+            kept["model.safetensors"] = "single"
         found = ours.root / "models" / "tester" / "again"
         assert {path.name: path.read_text() for path in found.iterdir()} == kept
 

@@ -15,8 +15,8 @@ from tometune.runs.finished import Finished
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = ("*.safetensors", "*.index.json", "*.gguf", "adapter_*")
-"""Names of files that libraries would load instead of those of a new upload."""
+WEIGHTS = ("*.safetensors", "*.index.json", "adapter_*")
+"""Names of files that transformers would load instead of those of a new upload."""
 
 
 def repositories(push_to: str, formats: Sequence[str]) -> dict[str, str]:
@@ -82,9 +82,9 @@ def publish(finished: Finished, gates: Mapping[str, Mapping[str, Any]], push_to:
 def push(folders: Sequence[Path], text: str, repository: str, private: bool) -> str:
     """Upload the files of folders, with the text of one card, to the top of a repository; return its address.
 
-    It is one commit, so the repository shows all files or none. It also deletes weights of an earlier upload. The hub
-    keeps each large file that arrived completely, so repeating the command after an interrupted upload sends only the
-    others. An existing repository keeps its visibility.
+    It is one commit, so the repository shows all files or none. If it has weights for transformers, it also deletes
+    those of an earlier upload. The hub keeps each large file that arrived completely, so repeating the command after an
+    interrupted upload sends only the others. An existing repository keeps its visibility.
 
     Raises:
         UserError: the hub cannot be reached, or refuses.
@@ -96,8 +96,9 @@ def push(folders: Sequence[Path], text: str, repository: str, private: bool) -> 
     log.info("uploading %d files to %s", len(files), repository)
     with _upload_errors(repository, begun=True):
         url = HfApi().create_repo(repository, private=private, exist_ok=True)
+        loaded = any(fnmatch(name, WEIGHTS[0]) for name in files)  # a GGUF replaces nothing but one of its name
         for name in HfApi().list_repo_files(repository):
-            if name not in files and any(fnmatch(name, pattern) for pattern in WEIGHTS):
+            if loaded and name not in files and any(fnmatch(name, pattern) for pattern in WEIGHTS):
                 operations.append(CommitOperationDelete(name))
         HfApi().create_commit(repository, operations, commit_message="Upload by tometune")
     return str(url)
