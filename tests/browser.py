@@ -48,15 +48,26 @@ def chromium() -> str:
     raise AssertionError(f"{CHROMIUM} did not start")
 
 
+def _connected(playwright: Any) -> Any:
+    """Connect to the browser; on busy cores a connection sometimes gets no answer, and another one does."""
+    from playwright.sync_api import TimeoutError
+
+    for _ in range(4):
+        try:
+            return playwright.chromium.connect_over_cdp(chromium(), timeout=40_000)
+        except TimeoutError as error:
+            problem = error
+    raise problem
+
+
 @contextmanager
 def opened(url: str, scheme: str = "light", width: int = 1100, height: int = 1000) -> Iterator[Seen]:
     """Open a page in a context of its own and record its errors and requests until the body ends."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        context = playwright.chromium.connect_over_cdp(chromium(), timeout=120_000).new_context(
-            viewport={"width": width, "height": height}, color_scheme=scheme
-        )
+        browser = _connected(playwright)
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         page = context.new_page()
         seen = Seen(page)
         page.on("console", lambda message: message.type == "error" and seen.errors.append(message.text))
