@@ -49,7 +49,7 @@ SCHEMA = pa.schema(
     }
 )
 LARGEST_SCORE = float(np.finfo(np.float32).max)  # a larger finite one counts as none
-KEY = "\0key"  # what errors in the cache have in place of the source's key: several sources may share the rows
+KEY = "\0key"  # placeholder for the key of a source in cached errors, because sources can share cached rows
 SHOWN = 3  # rows that cannot be read of which an error shows the place and the defect
 ADDRESS = re.compile(r"\w+://")  # of a page, different in each row, so not the name of a source
 FEWEST = 100  # rows of a source from which on `data.max_bad_share` applies
