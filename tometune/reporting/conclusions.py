@@ -283,7 +283,8 @@ def _sentences_on_tests(found: Sequence[Table], table: Table) -> list[str]:
     seeds = listed([str(number) for number in dict.fromkeys(found[0]["seeds"])])
     detected = f"detect a difference of {need['difference']} with {need['power']:.0%} power"
     sentences.append(f"Seeds per arm needed to {detected}: {', '.join(numbers)}.")
-    sentences.append(f"{EXPLAINS[1]} how uncertain a standard deviation from {seeds} seeds is.")
+    if any(text.endswith(")") for text in numbers):
+        sentences.append(f"{EXPLAINS[1]} how uncertain a standard deviation from {seeds} seeds is.")
     floor = max(found, key=lambda entry: entry["examples_deviation"])
     smallest = 2.8 * floor["examples_deviation"]  # (z at 0.975) + (z at 0.8), times the standard error
     if smallest > need["difference"]:
