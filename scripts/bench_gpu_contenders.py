@@ -149,7 +149,7 @@ def matmul(_: Result) -> Result:
 
 
 def generation(answers: Answers, settings: Result) -> Result:
-    """Measure generated tokens/s, in bfloat16, batch by batch; the second of two rounds counts."""
+    """Measure generated tokens/s, in bfloat16, batch by batch; the second round counts, and a third is profiled."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -163,11 +163,25 @@ def generation(answers: Answers, settings: Result) -> Result:
         try:
             with answers(model, tokenizer, new) as answer:
                 speeds = [answer(conversations[:batch]) for _ in range(2)]
-            peak = torch.cuda.max_memory_allocated() / 1e9 if settings["gpu"] else 0.0
-            runs.append({"batch": batch, "tokens_per_second": speeds[1], "first": speeds[0], "peak_memory_gb": peak})
+                peak = torch.cuda.max_memory_allocated() / 1e9 if settings["gpu"] else 0.0
+                kernels = _profile(answer, conversations[:batch]) if settings["gpu"] else {}
+            speed = {"tokens_per_second": speeds[1], "first": speeds[0], "peak_memory_gb": peak}
+            runs.append({"batch": batch, **speed, "profile": kernels})
         except (RuntimeError, ValueError) as error:
             runs.append({"batch": batch, "error": str(error).strip().splitlines()[0]})
     return {"runs": runs}
+
+
+def _profile(answer: Callable[[list[Any]], float], conversations: list[Any]) -> Result:
+    """Return the GPU time of one round by kind of kernel, in milliseconds."""
+    from profile_step import summary
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        began = time.perf_counter()
+        answer(conversations)
+        seconds = time.perf_counter() - began
+    return summary(recorded.events(), seconds, steps=1, gpu=True)
 
 
 @contextmanager
