@@ -25,6 +25,7 @@ TOMETUNE = {
     "tometune_transformers": ["model.backend=transformers"],
     "tometune_warm": ["model.backend=transformers"],
     "tometune_fp8": ["model.backend=transformers", "model.compute=fp8"],
+    "tometune_fp8_backward": ["model.backend=transformers", "model.compute=fp8_backward"],
     "tometune_fp8_warm": ["model.backend=transformers", "model.compute=fp8"],
     "tometune_bf16": ["model.backend=transformers"],
     "tometune_8b": ["model.backend=transformers"],

@@ -48,7 +48,10 @@ CASES = [
     ("model.id='' model.name=x", "model.id: empty; give a hub id or a local folder"),
     ("model.weights=random", "model.quantization=nf4: model.weights=random has nothing to quantise;"),
     ("model.compute=fp8 model.backend=unsloth", "model.compute=fp8: Unsloth has no such products;"),
-    ("model.compute=fp8 model.precision=fp16", "model.compute=fp8: is for bfloat16, not model.precision=fp16;"),
+    (
+        "model.compute=fp8_backward model.precision=fp16",
+        "model.compute=fp8_backward: is for bfloat16, not model.precision=fp16;",
+    ),
     ("model.compute=fp8 lora.use_dora=true", "model.compute=fp8: is for frozen weights, and lora.use_dora=true"),
     ("lora=none model=tiny lora.r=8", "lora.r: is ignored without an adapter; leave it out, or choose lora=default"),
     ("lora.target_modules=[]", "lora.target_modules: empty;"),

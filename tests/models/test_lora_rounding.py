@@ -12,6 +12,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tometune.common.errors import UserError
+from tometune.config.model import Compute
 from tometune.models import lora_rounding
 from tometune.models.fp8 import Fp8Weight, fp8_products
 from tometune.models.lora_rounding import Joined, JoinedLora, RoundedOnce, added, forget_inputs, round_once
@@ -166,32 +167,40 @@ def test_layers_with_the_same_input_share_one_product(joining, monkeypatch, drop
     assert not any(layer.siblings._outputs for layer in layers), "outputs would stay in memory"
 
 
-def test_products_in_fp8_learn_nearly_the_same(joining, fp8_device):
-    """The gradients are those of PEFT's layers in float32 but for the rounding to 4 significant bits."""
+@pytest.mark.parametrize("compute", [Compute.fp8, Compute.fp8_backward])
+def test_products_in_fp8_learn_nearly_the_same(joining, fp8_device, compute):
+    """The gradients are those of PEFT's layers in float32 but for the rounding to 4 significant bits.
+
+    If the forward pass stays in 16 bits, so do the loss and what does not go through a frozen product on its way back.
+    """
     model = decoder(0.0, bias=True)
     expected = trained(copy.deepcopy(model).float(), autocast=False)
     round_once(model)
     in_16_bits = trained(model)
-    with fp8_products(model):
+    with fp8_products(model, compute):
         found = trained(model)
     assert all(torch.equal(gradient, in_16_bits[name]) for name, gradient in trained(model).items())
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         off = float((gradient - expected[name]).norm()) / float(expected[name].norm())
-        assert off < 0.4, name
-        assert name == "loss" or not torch.equal(gradient, in_16_bits[name]), name
+        assert off < (0.4 if compute is Compute.fp8 else 0.2), name
+    same = {name for name, gradient in found.items() if torch.equal(gradient, in_16_bits[name])}
+    after_the_last = {name for name in found if "layers.1.mlp.down_proj" in name}
+    assert same - {"loss"} == (set() if compute is Compute.fp8 else after_the_last)
+    assert compute is Compute.fp8 or "loss" in same
     loss = float(expected["loss"])
     assert float(found["loss"]) == pytest.approx(loss, rel=0.01)
 
 
-def test_fp8_has_a_scale_for_each_row_of_a_product(fp8_device):
+@pytest.mark.parametrize("forward", [True, False])
+def test_fp8_has_a_scale_for_each_row_of_a_product(fp8_device, forward):
     torch.manual_seed(0)
     x, weight = torch.randn(32, 64).bfloat16(), torch.randn(48, 64).bfloat16()
     x[3] *= 1e4  # costs the other rows nothing
     x[5] = 0
     weight[7] *= 1e-4
     low, bs = torch.zeros(32, 16).bfloat16(), [torch.zeros(32, 8).bfloat16(), torch.zeros(16, 8).bfloat16()]
-    outputs = Fp8Weight.of(weight).outputs(x.requires_grad_(), low, bs)
+    outputs = Fp8Weight.of(weight, forward).outputs(x.requires_grad_(), low, bs, lambda stored: stored, weight)
     product = torch.cat(outputs, 1)
     found = product.detach()
     expected = x.detach().double() @ weight.double().t()
@@ -204,17 +213,21 @@ def test_fp8_has_a_scale_for_each_row_of_a_product(fp8_device):
     assert float((x.grad - exact).norm() / exact.norm()) < 0.06
 
 
+@pytest.mark.parametrize("forward", [True, False])
 @pytest.mark.parametrize("sizes", [[(32, 8), (16, 4)], [(48, 12)]])
-def test_adapters_are_added_to_a_product_in_fp8_in_16_bits(fp8_device, sizes):
+def test_adapters_are_added_to_a_product_in_fp8_in_16_bits(fp8_device, sizes, forward):
     """Each layer has its own columns of `low`; the gradients are those of the adapters' products alone."""
     torch.manual_seed(0)
-    weight = Fp8Weight.of(torch.randn(48, 64).bfloat16())
+    stored = torch.randn(48, 64).bfloat16()
+    weight = Fp8Weight.of(stored, forward)
     bs = [torch.randn(size).bfloat16().requires_grad_() for size in sizes]
     ranks = [rank for _, rank in sizes]
     low = torch.randn(256, 12).bfloat16().requires_grad_()
     x = torch.randn(256, 64).bfloat16()
-    without = weight.outputs(x, low.detach() * 0, [b.detach() for b in bs])
-    outputs = weight.outputs(x, low, bs)
+    without = [x.double() @ part.t() for part in stored.double().split([len(b) for b in bs])]  # where it is exact
+    if forward:
+        without = weight.outputs(x, low.detach() * 0, [b.detach() for b in bs], lambda stored: stored, stored)
+    outputs = weight.outputs(x, low, bs, lambda stored: stored, stored)
     aims = [torch.randn_like(output) for output in outputs]
     torch.autograd.backward(outputs, aims)
     exact = [b.detach().double().requires_grad_() for b in bs]
@@ -232,7 +245,7 @@ def test_a_size_that_fp8_cannot_multiply_is_refused():
     round_once(model)
     inside(model).base_layer.weight.data = torch.zeros(96, 60, dtype=torch.bfloat16)
     refused = pytest.raises(UserError, match=r"model\.compute=fp8: a layer has 60 inputs and 96 outputs")
-    with refused, fp8_products(model):
+    with refused, fp8_products(model, Compute.fp8):
         pass
 
 
@@ -250,17 +263,19 @@ def test_an_interrupted_pass_is_forgotten(joining, monkeypatch):
     assert mlp.gate_proj.siblings._input is None
 
 
-def test_siblings_called_in_another_order_or_alone_give_their_own_output(joining):
+@pytest.mark.parametrize("compute", Compute)
+def test_siblings_called_in_another_order_or_alone_give_their_own_output(joining, fp8_device, compute):
     model = decoder(0.0, bias=False)
     attention = model.get_base_model().model.layers[0].self_attn
     x = torch.randn(2, 3, 64).bfloat16()
     names = ("q_proj", "k_proj", "v_proj")
     expected = {name: getattr(attention, name)(x) for name in names}
     round_once(model)
-    for order in ((2, 1, 0), (0, 1, 2), (1,), (0, 2), (0, 0, 2, 1)):
-        for name in (names[place] for place in order):
+    orders = ((2, 1, 0), (0, 1, 2), (1,), (0, 2), (0, 0, 2, 1))
+    with fp8_products(model, compute):
+        for name in (names[place] for order in orders for place in order):
             found = getattr(attention, name)(x)
-            torch.testing.assert_close(found, expected[name].to(found.dtype), rtol=0.05, atol=0.02)
+            assert float((found - expected[name]).norm() / expected[name].norm()) < 0.1, name
 
 
 def test_an_answer_is_computed_with_the_adapter_in_float32():

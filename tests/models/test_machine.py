@@ -45,6 +45,7 @@ def test_auto_depends_on_the_device(monkeypatch, caplog, capability, cpu_bf16, d
         ((7, 5), True, 1, "default", "unsloth"),
         ((8, 9), True, 1, "default", "unsloth"),
         ((8, 9), True, 1, "fp8", "transformers"),
+        ((8, 9), True, 1, "fp8_backward", "transformers"),
         ((8, 0), True, 2, "default", "transformers"),
         ((8, 0), False, 1, "default", "transformers"),
         ((9, 0), True, 1, "default", "transformers"),  # where it was measured to be faster

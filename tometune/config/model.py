@@ -15,7 +15,7 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_at
 Backend = StrEnum("Backend", ["auto", "transformers", "unsloth"])
 Quantization = StrEnum("Quantization", ["none", "nf4"])  # storage of the frozen base weights during training
 Precision = StrEnum("Precision", ["auto", "bf16", "fp16", "fp32"])  # of other weights and the arithmetic
-Compute = StrEnum("Compute", ["default", "fp8"])  # arithmetic of the products with frozen weights, in training
+Compute = StrEnum("Compute", ["default", "fp8", "fp8_backward"])  # of products with frozen weights, in training
 Weights = StrEnum("Weights", ["pretrained", "random"])
 
 
@@ -39,7 +39,8 @@ class ModelConfig:
     float32."""
     compute: Compute = field(default=Compute.default, metadata=SINCE_DEFAULT)
     """Products of the layers that get an adapter, in training: `default` is that of `precision`; `fp8` is 8 bits with
-    one scale per row (NVIDIA GPUs of compute capability 8.9 and above). Scoring always computes in `precision`."""
+    one scale per row (NVIDIA GPUs of compute capability 8.9 and above), `fp8_backward` the same for products with
+    gradients only. Scoring always computes in `precision`."""
     attn_implementation: str = field(default="sdpa", metadata=checked(one_of(ATTENTION)))
     """Attention kernel by transformers' name: `sdpa`, `eager`, `flash_attention_2`."""
     weights: Weights = Weights.pretrained
@@ -55,10 +56,11 @@ def model_problems(model: ModelConfig) -> Iterator[str]:
     """Yield the problems of the `model` group."""
     if not model.id:
         yield "model.id: empty; give a hub id or a local folder"
-    if model.compute is Compute.fp8 and model.backend is Backend.unsloth:
-        yield "model.compute=fp8: Unsloth has no such products; set model.backend=transformers"
-    if model.compute is Compute.fp8 and model.precision not in (Precision.auto, Precision.bf16):
-        yield f"model.compute=fp8: is for bfloat16, not model.precision={model.precision}; set model.precision=auto"
+    if model.compute is not Compute.default and model.backend is Backend.unsloth:
+        yield f"model.compute={model.compute}: Unsloth has no such products; set model.backend=transformers"
+    if model.compute is not Compute.default and model.precision not in (Precision.auto, Precision.bf16):
+        which = f"is for bfloat16, not model.precision={model.precision}"
+        yield f"model.compute={model.compute}: {which}; set model.precision=auto"
     if model.weights is Weights.random and model.quantization is not Quantization.none:
         yield f"model.quantization={model.quantization}: model.weights=random has nothing to quantise; set it to none"
 
@@ -95,5 +97,5 @@ def lora_problems(lora: LoraConfig, model: ModelConfig) -> Iterator[str]:
         yield f"lora.enabled=false: weights in 4 bits cannot be trained; set {whole}model.quantization=none"
     reason = "lora.use_dora=true needs the weights' norms" if lora.use_dora else ""
     reason = reason if lora.enabled else "lora.enabled=false trains the weights"
-    if model.compute is Compute.fp8 and reason:
-        yield f"model.compute=fp8: is for frozen weights, and {reason}; set model.compute=default"
+    if model.compute is not Compute.default and reason:
+        yield f"model.compute={model.compute}: is for frozen weights, and {reason}; set model.compute=default"

@@ -1,11 +1,14 @@
-"""Products with frozen weights in FP8 (`model.compute=fp8`), for LoRA layers in training.
+"""Products with frozen weights in FP8, for LoRA layers in training: all of them, or those of the backward pass.
 
 Inputs, weights and gradients become e4m3, with one scale for each row of a product, so that a large value costs only
 its own row precision. The adapter, norms, attention and loss stay in 16 bits. A weight is rounded once for the forward
 pass and once, transposed, for the backward pass, which together take as much memory as in 16 bits.
+
+`model.compute=fp8_backward` leaves the forward pass in 16 bits, since nearly all that FP8 costs in loss comes from
+rounding inputs and weights there (docs/footguns.md).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,7 +16,8 @@ import torch
 from torch import nn
 
 from tometune.common.errors import UserError
-from tometune.models.lora_rounding import JoinedLora, block_diagonal, frozen_weight
+from tometune.config.model import Compute
+from tometune.models.lora_rounding import Joined, JoinedLora, block_diagonal, frozen_weight
 
 E4M3 = torch.float8_e4m3fn
 MOST = torch.finfo(E4M3).max
@@ -22,24 +26,38 @@ ALIGNED = 16  # the GPU's FP8 product needs multiples of this many inputs and ou
 
 
 class Fp8Weight(NamedTuple):
-    """A frozen weight [out, in] in FP8, by its outputs and by its inputs."""
+    """A frozen weight [out, in] in FP8, by its inputs and, unless the forward pass stays in 16 bits, by its outputs."""
 
-    by_output: torch.Tensor
-    output_scales: torch.Tensor  # [out, 1], float32
     by_input: torch.Tensor  # [in, out]
     input_scales: torch.Tensor  # [in, 1], float32
+    by_output: torch.Tensor | None = None  # [out, in]
+    output_scales: torch.Tensor | None = None  # [out, 1], float32
 
     @classmethod
-    def of(cls, weight: torch.Tensor) -> "Fp8Weight":
-        return cls(*to_fp8(weight), *to_fp8(weight.t().contiguous()))
+    def of(cls, weight: torch.Tensor, forward: bool) -> "Fp8Weight":
+        return cls(*to_fp8(weight.t().contiguous()), *(to_fp8(weight) if forward else ()))
 
-    def outputs(self, x: torch.Tensor, low: torch.Tensor, bs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def for_part(self, weight: torch.Tensor) -> "Fp8Weight":
+        """Return the same for the weight of some of its layers."""
+        return self.of(weight, self.by_output is not None)
+
+    def outputs(
+        self,
+        x: torch.Tensor,
+        low: torch.Tensor,
+        bs: Sequence[torch.Tensor],
+        expand: Callable[..., torch.Tensor],
+        *stored: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
         """Return the outputs [rows, out of one layer] of LoRA layers that share x [rows, in], from one product.
 
         Each is a layer's part of `x @ weight.T` plus `low_i @ b_i.T`, where b_i is [out of the layer, r] and low_i are
-        its columns of low [rows, sum of r]. All are bfloat16.
+        its columns of low [rows, sum of r]. All are bfloat16. `expand(*stored)` makes the weight in 16 bits.
         """
-        return Fp8LoraProduct.apply(x, low, *self, *bs)  # type: ignore[no-any-return]
+        if self.by_output is not None:
+            return Fp8LoraProduct.apply(x, low, *self, *bs)  # type: ignore[no-any-return]
+        found = Fp8Backward.apply(x, low, block_diagonal(bs), expand, self.by_input, self.input_scales, *stored)
+        return tuple(found.split([len(b) for b in bs], 1))
 
 
 def to_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,10 +74,10 @@ class Fp8LoraProduct(torch.autograd.Function):
         ctx: Any,
         x: torch.Tensor,
         low: torch.Tensor,
-        by_output: torch.Tensor,
-        output_scales: torch.Tensor,
         by_input: torch.Tensor,
         input_scales: torch.Tensor,
+        by_output: torch.Tensor,
+        output_scales: torch.Tensor,
         *bs: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         """Return the output [rows, out] of each layer."""
@@ -86,6 +104,32 @@ class Fp8LoraProduct(torch.autograd.Function):
         return of_x, of_low, None, None, None, None, *of_bs
 
 
+class Fp8Backward(Joined):
+    """`Joined`, whose product with the weight is in FP8 in the backward pass only."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: torch.Tensor,
+        low: torch.Tensor,
+        b: torch.Tensor,
+        expand: Callable[..., torch.Tensor],
+        by_input: torch.Tensor,
+        input_scales: torch.Tensor,
+        *stored: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return [rows, out], as `Joined` does."""
+        ctx.by_input = by_input, input_scales
+        return Joined.forward(ctx, x, low, b, expand, *stored)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of x, low and b."""
+        (gradient,), (low, b) = gradients, ctx.saved_tensors
+        of_x = _product(gradient, *ctx.by_input) if ctx.needs_input_grad[0] else None
+        return of_x, gradient @ b, gradient.t() @ low, None, None, None, *(None for _ in ctx.stored)
+
+
 def side_by_side(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return parts [rows, columns] next to each other; a single one is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), 1)
@@ -105,22 +149,26 @@ def _product(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> tor
 
 
 @contextmanager
-def fp8_products(model: nn.Module) -> Iterator[None]:
+def fp8_products(model: nn.Module, compute: Compute) -> Iterator[None]:
     """Use FP8 products in the LoRA layers of a model while the body runs; layers that share an input share one.
 
     Raises:
         UserError: a layer's size does not suit the GPU's product.
     """
+    if compute is Compute.default:
+        yield
+        return
     shared = {id(module.siblings): module.siblings for module in model.modules() if isinstance(module, JoinedLora)}
     try:
         for siblings in shared.values():
             weight = frozen_weight(siblings.layers)
             if any(size % ALIGNED for size in weight.shape):
+                size = f"{weight.shape[1]} inputs and {weight.shape[0]} outputs"
                 raise UserError(
-                    f"model.compute=fp8: a layer has {weight.shape[1]} inputs and {weight.shape[0]} outputs, which are "
-                    f"no multiples of {ALIGNED}; set model.compute=default"
+                    f"model.compute={compute}: a layer has {size}, which are no multiples of {ALIGNED}; set "
+                    "model.compute=default"
                 )
-            siblings.fp8 = Fp8Weight.of(weight)
+            siblings.fp8 = Fp8Weight.of(weight, forward=compute is Compute.fp8)
         yield
     finally:
         for siblings in shared.values():

@@ -78,8 +78,9 @@ def joined_outputs(layers: Sequence[Any], x: torch.Tensor) -> list[torch.Tensor]
         found = Joined.apply(rows, low, block_diagonal(b), _expander(layers), *_stored(layers))
         found = found.split([layer.out_features for layer in base], 1)
     else:
-        weight = siblings.fp8 if len(layers) == len(siblings.layers) else siblings.fp8.of(frozen_weight(layers))
-        found = weight.outputs(rows, low, b)
+        whole = len(layers) == len(siblings.layers)
+        weight = siblings.fp8 if whole else siblings.fp8.for_part(frozen_weight(layers))
+        found = weight.outputs(rows, low, b, _expander(layers), *_stored(layers))
     outputs = [out.view(*x.shape[:-1], -1) for out in found]
     return [out if layer.bias is None else out + layer.bias for out, layer in zip(outputs, base, strict=True)]
 

@@ -57,10 +57,10 @@ def check_machine(model: ModelConfig) -> None:
             f'model={model.name}: 4-bit weights need bitsandbytes; run: pip install "tometune[gpu]" '
             "(or take a 16-bit model and model.quantization=none)"
         )
-    if model.compute is Compute.fp8 and (found := gpu_capability() or (0, 0)) < ADA:
+    if model.compute is not Compute.default and (found := gpu_capability() or (0, 0)) < ADA:
         which = f"this GPU's is {found[0]}.{found[1]}" if gpu else "no GPU was found"
         raise UserError(
-            f"model.compute=fp8: needs an NVIDIA GPU of compute capability 8.9 or more, {which}; set "
+            f"model.compute={model.compute}: needs an NVIDIA GPU of compute capability 8.9 or more, {which}; set "
             "model.compute=default"
         )
     if model.precision is Precision.fp16 and not gpu:
@@ -98,7 +98,7 @@ def transformers_is_faster() -> bool:
 
 
 def _unsloth_trains(model: ModelConfig) -> bool:
-    return gpu_capability() is not None and model.compute is not Compute.fp8 and unsloth_installed()
+    return gpu_capability() is not None and model.compute is Compute.default and unsloth_installed()
 
 
 def device_name() -> str:

@@ -194,8 +194,8 @@ def estimate(source: ModelSource, trainer: TrainerConfig, lora: LoraConfig) -> i
     if lora.enabled:
         table = config.vocab_size * config.hidden_size
         base = 2 * table + weights // 2 if quantized(source.config) else 2 * weights
-        if source.config.compute is Compute.fp8:  # two copies of each layer in 8 bits, one of them transposed
-            base += 2 * (weights - table * (1 if config.tie_word_embeddings else 2))
+        copies = {Compute.fp8: 2, Compute.fp8_backward: 1}  # of each layer in 8 bits, one of them transposed
+        base += copies.get(source.config.compute, 0) * (weights - table * (1 if config.tie_word_embeddings else 2))
     # Kept for the backward pass, per layer and token: about 8 hidden and 4 intermediate vectors in 16 bits. It comes to
     # the 58 GB that were measured for Llama-3.2-3B with 16,384 tokens (docs/LOG.md).
     kept = 2 * (8 * config.hidden_size + 4 * config.intermediate_size)

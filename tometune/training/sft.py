@@ -15,7 +15,6 @@ from tometune.common.distributed import by_first, is_first, processes
 from tometune.common.errors import UserError
 from tometune.common.process import Stopped, stop_signals
 from tometune.common.seeding import seed_everything, use_deterministic_kernels, without_deterministic_kernel
-from tometune.config.model import Compute
 from tometune.models.fp8 import fp8_products
 from tometune.models.load import author_configs, restore
 from tometune.models.lora_rounding import forget_inputs
@@ -73,7 +72,7 @@ def fit(model: Any, tokenizer: Any, inputs: TrainingInputs, on_log: OnLog, unslo
                 with (
                     training_attention(model, None if unsloth else training.attention),
                     compiled_layers(model) if training.cuda_graph else nullcontext(),
-                    fp8_products(model) if inputs.source.config.compute is Compute.fp8 else nullcontext(),
+                    fp8_products(model, inputs.source.config.compute),
                 ):
                     return _train_within_memory(training, fresh)
             except RuntimeError as error:
