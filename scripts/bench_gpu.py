@@ -27,7 +27,7 @@ from tometune.runs.run import git_state, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = Path(__file__).with_name("bench_gpu_contenders.py")
-GENERATION = ("generate_tometune", "generate_plain")
+GENERATION = ("generate_tometune", "generate_profiled", "generate_plain")
 CONTENDERS = (*TOMETUNE, *RECIPES, *GENERATION)
 WIDTH = 134
 """Columns that the tables take."""

@@ -149,8 +149,11 @@ def matmul(_: Result) -> Result:
     return {"matmul_flops": 2 * size**3 / sorted(seconds[10:])[10], "gpu": torch.cuda.get_device_name()}
 
 
-def generation(answers: Answers, settings: Result) -> Result:
-    """Measure generated tokens/s, in bfloat16, batch by batch; the second round counts, and a third is profiled."""
+def generation(answers: Answers, settings: Result, profiled: bool = False) -> Result:
+    """Measure generated tokens/s, in bfloat16, batch by batch; the second of two rounds counts.
+
+    With `profiled`, a third round of each batch size is recorded, which slows down what comes after it.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -165,24 +168,26 @@ def generation(answers: Answers, settings: Result) -> Result:
             with answers(model, tokenizer, new) as answer:
                 speeds = [answer(conversations[:batch]) for _ in range(2)]
                 peak = torch.cuda.max_memory_allocated() / 1e9 if settings["gpu"] else 0.0
-                kernels = _profile(answer, conversations[:batch]) if settings["gpu"] else {}
+                kernels = {"profile": _profile(answer, conversations[:batch])} if profiled else {}
             speed = {"tokens_per_second": speeds[1], "first": speeds[0], "peak_memory_gb": peak}
-            runs.append({"batch": batch, **speed, "profile": kernels})
+            runs.append({"batch": batch, **speed, **kernels})
         except (RuntimeError, ValueError) as error:
             runs.append({"batch": batch, "error": str(error).strip().splitlines()[0]})
     return {"runs": runs}
 
 
 def _profile(answer: Callable[[list[Any]], float], conversations: list[Any]) -> Result:
-    """Return the GPU time of one round by kind of kernel, in milliseconds."""
+    """Return the time of one round (a "step") by kind of kernel, in milliseconds."""
+    import torch
     from profile_step import summary
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+    gpu = torch.cuda.is_available()
+    with profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as recorded:
         began = time.perf_counter()
         answer(conversations)
         seconds = time.perf_counter() - began
-    return summary(recorded.events(), seconds, steps=1, gpu=True)
+    return summary(recorded.events(), seconds, steps=1, gpu=gpu)
 
 
 @contextmanager
@@ -237,6 +242,7 @@ WORK: dict[str, Callable[[Result], Result]] = {
     "rows": make_rows,
     "matmul": matmul,
     "generate_tometune": lambda settings: generation(_tometune_answers, settings),
+    "generate_profiled": lambda settings: generation(_tometune_answers, settings, profiled=True),
     "generate_plain": lambda settings: generation(_plain_answers, settings),
     **{name: lambda settings, name=name: tometune(name, settings) for name in TOMETUNE},  # type: ignore[misc]
     **{name: lambda settings, name=name: train(name, settings) for name in RECIPES},  # type: ignore[misc]

@@ -155,7 +155,7 @@ def test_every_figure_has_a_target_and_its_circumstances(clean_env, tmp_path):
 @pytest.mark.nightly
 @pytest.mark.whole
 def test_contenders_on_the_cpu(clean_env, tmp_path):
-    names = ["tometune_transformers", "tometune_warm", "tometune_bf16", "trl_peft", "generate_tometune"]
+    names = ["tometune_transformers", "tometune_warm", "tometune_bf16", "trl_peft", "generate_profiled"]
     sizes = ["--rows", "300", "--steps", "3", "--warmup", "1", "--batches", "2", "--new-tokens", "8"]
     chosen = ["--rehearse", "--model-shape", "tiny", "--contenders", ",".join(names)]
     hidden = {**clean_env, "CUDA_VISIBLE_DEVICES": "", "PATH": ""}  # no nvidia-smi
@@ -170,7 +170,9 @@ def test_contenders_on_the_cpu(clean_env, tmp_path):
         assert each["grad_norm"] > 0
         assert 4 < each["loss"] < 8
         assert 0 <= each["padding_share"] < 1
-    assert found["generation"]["generate_tometune"]["runs"][0]["tokens_per_second"] > 0
+    (answered,) = found["generation"]["generate_profiled"]["runs"]
+    assert answered["tokens_per_second"] > 0
+    assert sum(answered["profile"]["by_kind"].values()) > 0
     assert 0 < found["facts"]["pool_mean_tokens"] < 256
 
 

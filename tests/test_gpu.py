@@ -115,6 +115,7 @@ WAYS = {
     "fp8": (TRANSFORMERS, "model.quantization=none", "model.compute=fp8"),
     "fp8_nf4": (TRANSFORMERS, "model.quantization=nf4", "model.compute=fp8"),
     "fp8_backward": (TRANSFORMERS, "model.quantization=none", "model.compute=fp8_backward"),
+    "fp8_backward_nf4": (TRANSFORMERS, "model.quantization=nf4", "model.compute=fp8_backward"),
     "fp8_eager": (TRANSFORMERS, "model.quantization=none", "model.compute=fp8", "trainer.cuda_graph=false"),
     "fp8_recomputed": (
         *(TRANSFORMERS, "model.quantization=none", "model.compute=fp8"),

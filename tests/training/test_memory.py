@@ -116,9 +116,13 @@ def test_a_model_in_fp8_and_a_copy_in_another_process_are_other_kinds(inputs, mo
         )
         found[unsloth, size] = memory._key(training)  # type: ignore[arg-type]
     assert found[False, 1] == found[True, 10**8] != found[True, 1]
-    fp8 = replace(inputs.source.config, compute=Compute.fp8)
-    training.inputs = replace(inputs, source=replace(inputs.source, config=fp8))
-    assert memory._key(training) != found[True, 10**8]  # type: ignore[arg-type]
+    keys = []
+    for compute in Compute:
+        fp8 = replace(inputs.source.config, compute=compute)
+        training.inputs = replace(inputs, source=replace(inputs.source, config=fp8))
+        keys.append(str(memory._key(training)))  # type: ignore[arg-type]
+    assert keys[0] == str(found[True, 10**8])
+    assert len(set(keys)) == 3
 
 
 NIGHTLY = [pytest.param(*case, marks=pytest.mark.nightly) for case in (("lora", 2), ("full", 2), ("full", 4))]

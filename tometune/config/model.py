@@ -39,8 +39,8 @@ class ModelConfig:
     float32."""
     compute: Compute = field(default=Compute.default, metadata=SINCE_DEFAULT)
     """Products of the layers that get an adapter, in training: `default` is that of `precision`; `fp8` is 8 bits with
-    one scale per row (NVIDIA GPUs of compute capability 8.9 and above), `fp8_backward` the same for products with
-    gradients only. Scoring always computes in `precision`."""
+    one scale per row (NVIDIA GPUs of compute capability 8.9 and above), `fp8_backward` the same in the backward pass
+    only. Scoring always computes in `precision`."""
     attn_implementation: str = field(default="sdpa", metadata=checked(one_of(ATTENTION)))
     """Attention kernel by transformers' name: `sdpa`, `eager`, `flash_attention_2`."""
     weights: Weights = Weights.pretrained

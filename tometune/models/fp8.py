@@ -4,8 +4,8 @@ Inputs, weights and gradients become e4m3, with one scale for each row of a prod
 its own row precision. The adapter, norms, attention and loss stay in 16 bits. A weight is rounded once for the forward
 pass and once, transposed, for the backward pass, which together take as much memory as in 16 bits.
 
-`model.compute=fp8_backward` leaves the forward pass in 16 bits, since nearly all that FP8 costs in loss comes from
-rounding inputs and weights there (docs/footguns.md).
+`model.compute=fp8_backward` leaves the forward pass in 16 bits, from which nearly all that FP8 costs in loss comes
+(docs/footguns.md).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from torch import nn
 
 from tometune.common.errors import UserError
 from tometune.config.model import Compute
-from tometune.models.lora_rounding import Joined, JoinedLora, block_diagonal, frozen_weight
+from tometune.models.lora_rounding import JoinedLora, block_diagonal, frozen_weight, one_product
 
 E4M3 = torch.float8_e4m3fn
 MOST = torch.finfo(E4M3).max
@@ -38,7 +38,7 @@ class Fp8Weight(NamedTuple):
         return cls(*to_fp8(weight.t().contiguous()), *(to_fp8(weight) if forward else ()))
 
     def for_part(self, weight: torch.Tensor) -> "Fp8Weight":
-        """Return the same for the weight of some of its layers."""
+        """Return the weight of some of its layers, in FP8 by the same sides."""
         return self.of(weight, self.by_output is not None)
 
     def outputs(
@@ -54,10 +54,18 @@ class Fp8Weight(NamedTuple):
         Each is a layer's part of `x @ weight.T` plus `low_i @ b_i.T`, where b_i is [out of the layer, r] and low_i are
         its columns of low [rows, sum of r]. All are bfloat16. `expand(*stored)` makes the weight in 16 bits.
         """
-        if self.by_output is not None:
-            return Fp8LoraProduct.apply(x, low, *self, *bs)  # type: ignore[no-any-return]
-        found = Fp8Backward.apply(x, low, block_diagonal(bs), expand, self.by_input, self.input_scales, *stored)
-        return tuple(found.split([len(b) for b in bs], 1))
+        sizes = [len(b) for b in bs]
+
+        def forward(x: torch.Tensor, low: torch.Tensor, *bs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            if self.by_output is None:
+                return tuple(one_product(x, low, expand(*stored), block_diagonal(bs)).split(sizes, 1))
+            product = _product(x, self.by_output, self.output_scales)
+            if len(bs) == 1 and torch.compiler.is_compiling():  # the compiler adds it to the residual, all in float32
+                return (product + low @ bs[0].t(),)
+            add_product(product, low, block_diagonal(bs).t())
+            return tuple(product.split(sizes, 1))
+
+        return Fp8LoraProduct.apply(x, low, forward, self.by_input, self.input_scales, *bs)  # type: ignore[no-any-return]
 
 
 def to_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,26 +75,21 @@ def to_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Fp8LoraProduct(torch.autograd.Function):
-    """The FP8 product of LoRA layers that share an input, rounded to bfloat16, plus the products of their adapters."""
+    """The product of LoRA layers that share an input, plus the products of their adapters; FP8 in the backward pass."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: torch.Tensor,
         low: torch.Tensor,
+        forward: Callable[..., tuple[torch.Tensor, ...]],
         by_input: torch.Tensor,
         input_scales: torch.Tensor,
-        by_output: torch.Tensor,
-        output_scales: torch.Tensor,
         *bs: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """Return the output [rows, out] of each layer."""
+        """Return the output [rows, out] of each layer: `forward(x, low, *bs)`."""
         ctx.save_for_backward(low, by_input, input_scales, *bs)
-        product = _product(x, by_output, output_scales)
-        if len(bs) == 1 and torch.compiler.is_compiling():  # the compiler adds it to the residual, all in float32
-            return (product + low @ bs[0].t(),)
-        add_product(product, low, block_diagonal(bs).t())
-        return tuple(product.split([len(b) for b in bs], 1))
+        return forward(x, low, *bs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, ...]:
@@ -101,33 +104,7 @@ class Fp8LoraProduct(torch.autograd.Function):
         of_low = side_by_side([gradient @ b for gradient, b in zip(gradients, bs, strict=True)])
         of_bs = [gradient.t() @ part for gradient, part in zip(gradients, lows, strict=True)]
         of_x = _product(side_by_side(gradients), by_input, input_scales) if ctx.needs_input_grad[0] else None
-        return of_x, of_low, None, None, None, None, *of_bs
-
-
-class Fp8Backward(Joined):
-    """`Joined`, whose product with the weight is in FP8 in the backward pass only."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        x: torch.Tensor,
-        low: torch.Tensor,
-        b: torch.Tensor,
-        expand: Callable[..., torch.Tensor],
-        by_input: torch.Tensor,
-        input_scales: torch.Tensor,
-        *stored: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return [rows, out], as `Joined` does."""
-        ctx.by_input = by_input, input_scales
-        return Joined.forward(ctx, x, low, b, expand, *stored)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradients of x, low and b."""
-        (gradient,), (low, b) = gradients, ctx.saved_tensors
-        of_x = _product(gradient, *ctx.by_input) if ctx.needs_input_grad[0] else None
-        return of_x, gradient @ b, gradient.t() @ low, None, None, None, *(None for _ in ctx.stored)
+        return of_x, of_low, None, None, None, *of_bs
 
 
 def side_by_side(parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -151,6 +128,8 @@ def _product(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> tor
 @contextmanager
 def fp8_products(model: nn.Module, compute: Compute) -> Iterator[None]:
     """Use FP8 products in the LoRA layers of a model while the body runs; layers that share an input share one.
+
+    With `default` nothing changes.
 
     Raises:
         UserError: a layer's size does not suit the GPU's product.

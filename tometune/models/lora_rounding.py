@@ -39,9 +39,7 @@ class Joined(torch.autograd.Function):
         """Return [rows, out] of x [rows, in], low [rows, r], b [out, r] and the weight [out, in], all of one dtype."""
         ctx.expand, ctx.stored = expand, stored
         ctx.save_for_backward(low, b)
-        filled = (0, -low.shape[1] % ALIGNED)
-        low, b = functional.pad(low, filled), functional.pad(b, filled)
-        return torch.cat((x, low), 1) @ torch.cat((expand(*stored), b), 1).t()
+        return one_product(x, low, expand(*stored), b)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, ...]:
@@ -49,6 +47,13 @@ class Joined(torch.autograd.Function):
         (gradient,), (low, b) = gradients, ctx.saved_tensors
         before = gradient @ ctx.expand(*ctx.stored) if ctx.needs_input_grad[0] else None
         return before, gradient @ b, gradient.t() @ low, None, *(None for _ in ctx.stored)
+
+
+def one_product(x: torch.Tensor, low: torch.Tensor, weight: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return `x @ weight.T + low @ b.T` [rows, out] from one product over the columns of both."""
+    filled = (0, -low.shape[1] % ALIGNED)
+    low, b = functional.pad(low, filled), functional.pad(b, filled)
+    return torch.cat((x, low), 1) @ torch.cat((weight, b), 1).t()
 
 
 def added(x: torch.Tensor, weight: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
