@@ -179,3 +179,24 @@ def test_only_what_explains_a_number_is_said_once():
     assert all("Seeds per arm needed" in text and "Before the correction" in text for text in texts)
     assert [text.count("lower is better") for text in texts] == [1, 0, 0, 0]
     assert [text.count("The ranges reflect") for text in texts] == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("out_of_reach", "said"),
+    [
+        ({"rougeL"}, "No number of seeds detects it in ROUGE-L: on these examples, differences below 0.014 "),
+        (None, "No number of seeds detects a difference of 0.01 with 80% power in ROUGE-1, ROUGE-2, ROUGE-L"),
+    ],
+)
+def test_where_no_number_of_seeds_would_do_more_examples_are_asked_for(out_of_reach, said):
+    table = json.loads((RESULTS / "which_data" / "random_vs_best" / "table.json").read_text(encoding="utf-8"))
+    for entry in table["comparisons"]:
+        entry["primary"], counts = True, {"n": 4, "low": 3, "high": 68}
+        if out_of_reach is None or entry["metric"] in out_of_reach:
+            counts, entry["examples_deviation"] = dict.fromkeys(counts), 0.005
+        entry["seeds_needed"] |= counts
+    for answer in answers(table):
+        (found,) = (text for text in answer.sentences if text.startswith("No number of seeds"))
+        assert found.startswith(said)
+        assert found.endswith("Score more examples.")
+        assert any("Seeds per arm needed" in text for text in answer.sentences) == (" it " in said)

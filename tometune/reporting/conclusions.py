@@ -252,7 +252,7 @@ def _answer(pair: tuple[str, str], table: Table) -> Answer:
 
 
 def _sentences_on_tests(found: Sequence[Table], table: Table) -> list[str]:
-    """Return what the correction changed, the tests of equivalence, and what more seeds or examples would detect."""
+    """Return what the correction changed, the tests of equivalence, and how many seeds or examples more would do."""
     sentences = []
     chance = 1 - (1 - alpha_of(table)) ** tests_of(table)
     uncorrected = [label(entry["metric"]) for entry in found if entry["p"] < alpha_of(table)]
@@ -273,24 +273,34 @@ def _sentences_on_tests(found: Sequence[Table], table: Table) -> list[str]:
             texts.append(f"{label(entry['metric'])} {between(tests)} ({conclusion})")
         level = f"{1 - 2 * alpha_of(table):.0%}"
         sentences.append(f"Equivalence by two one-sided tests, with {level} intervals: {', '.join(texts)}.")
-    need = found[0]["seeds_needed"]
-    numbers = []
+    return [*sentences, *_sentences_on_seeds(found)]
+
+
+def _sentences_on_seeds(found: Sequence[Table]) -> list[str]:
+    """Return how many seeds detect a small difference, and where none do."""
+    need, sentences = found[0]["seeds_needed"], []
+    what = f"a difference of {need['difference']} with {need['power']:.0%} power"
+    # (z at 0.975) + (z at 0.8), times the standard error over examples
+    smallest = {entry["metric"]: 2.8 * entry["examples_deviation"] for entry in found}
+    numbers, beyond = [], []
     for entry in found:
         counts = [entry["seeds_needed"][name] for name in ("n", "low", "high")]
+        if counts[0] is None and smallest[entry["metric"]] > need["difference"]:
+            beyond.append(entry["metric"])
+            continue
         number, low, high = ("more than 100,000" if count is None else f"{count:,}" for count in counts)
         about, ends = ("", "") if low == number == high else ("about ", f" ({low} to {high})")
         numbers.append(f"{about}{number} for {label(entry['metric'])}{ends}")
-    seeds = listed([str(number) for number in dict.fromkeys(found[0]["seeds"])])
-    detected = f"detect a difference of {need['difference']} with {need['power']:.0%} power"
-    sentences.append(f"Seeds per arm needed to {detected}: {', '.join(numbers)}.")
+    if numbers:
+        sentences.append(f"Seeds per arm needed to detect {what}: {', '.join(numbers)}.")
     if any(text.endswith(")") for text in numbers):
+        seeds = listed([str(number) for number in dict.fromkeys(found[0]["seeds"])])
         sentences.append(f"{EXPLAINS[1]} how uncertain a standard deviation from {seeds} seeds is.")
-    floor = max(found, key=lambda entry: entry["examples_deviation"])
-    smallest = 2.8 * floor["examples_deviation"]  # (z at 0.975) + (z at 0.8), times the standard error
-    if smallest > need["difference"]:
+    if beyond:
+        where, floor = listed([label(metric) for metric in beyond]), max(smallest[metric] for metric in beyond)
         sentences.append(
-            f"With this number of examples, differences below {smallest:.3f} ({label(floor['metric'])}) cannot be "
-            "detected reliably with any number of seeds; score more examples."
+            f"No number of seeds detects {'it' if numbers else what} in {where}: on these examples, differences below "
+            f"{floor:.3f} cannot be told from chance. Score more examples."
         )
     return sentences
 
