@@ -165,7 +165,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
             model = base_models.load(inputs.model_source)
         check_trainable(model, config.model.id, config.lora)
         data = {"name": inputs.mix.name, "digest": inputs.mix.digest, **asdict(inputs.tokens.counts)}
-        facts = {"model": describe(config.model, model) | {"backend": str(backend)}, "data": data}
+        facts = {"model": describe(config.model, model, backend), "data": data}
         stack.enter_context(run.recording(config, facts, inputs.mix.manifest()))
         tracker = stack.enter_context(
             start_tracker(

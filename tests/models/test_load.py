@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.models.conftest import TINY
 from tometune.common.errors import UserError
-from tometune.config.model import LoraConfig, ModelConfig, Quantization
+from tometune.config.model import Backend, LoraConfig, ModelConfig, Quantization
 from tometune.models import smollm2
 from tometune.models.load import ADAPTER_FILES, add_adapter, describe, load_adapter, load_model
 from tometune.models.lora_rounding import RoundedOnce
@@ -28,7 +28,8 @@ def test_tiny_is_the_same_bits_on_every_build_and_is_described(tmp_path):
     models = [load_model(locate(TINY, tmp_path / name)) for name in "ab"]
     one, two = (model.state_dict() for model in models)
     assert all(torch.equal(one[key], two[key]) for key in one)
-    said = describe(TINY, models[0])
+    said = describe(TINY, models[0])  # by `evaluate`, which never scores with Unsloth
+    assert describe(TINY, models[0], Backend.unsloth) == said | {"backend": "unsloth"}
     assert (said["name"], said["backend"], said["quantization"]) == ("tiny", "transformers", "none")
     assert json.dumps(said)
 

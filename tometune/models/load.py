@@ -16,9 +16,9 @@ from tometune.common.distributed import is_first
 from tometune.common.errors import UserError, did_you_mean
 from tometune.common.hub import hub_errors
 from tometune.common.seeding import seed_everything
-from tometune.config.model import Compute, LoraConfig, ModelConfig, Precision, Quantization
+from tometune.config.model import Backend, Compute, LoraConfig, ModelConfig, Precision, Quantization
 from tometune.models.lora_rounding import round_once
-from tometune.models.machine import device_name, resolve_backend, resolve_precision
+from tometune.models.machine import device_name, resolve_precision
 from tometune.models.source import ADAPTER, ModelSource, as_saved, fingerprint, quantized
 
 log = logging.getLogger(__name__)
@@ -214,13 +214,13 @@ def check_unquantised(model: Any, name: str) -> None:
         )
 
 
-def describe(config: ModelConfig, model: Any) -> dict[str, Any]:
-    """Return the entry `model` of run.json: its name, origin, backend and number format."""
+def describe(config: ModelConfig, model: Any, backend: Backend = Backend.transformers) -> dict[str, Any]:
+    """Return the entry `model` of run.json: its name, origin, number format, and the backend that trains or scores."""
     return {
         "name": config.name,
         "id": config.id,
         "revision": getattr(model.config, "_commit_hash", None) or fingerprint(config),
-        "backend": str(resolve_backend(config)),
+        "backend": str(backend),
         "quantization": str(Quantization.nf4 if quantized(config) else Quantization.none),
         "dtype": str(model.dtype).removeprefix("torch."),
         "parameters": model.num_parameters(),
