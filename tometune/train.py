@@ -163,7 +163,7 @@ def experiment(run: Run, inputs: RunInputs) -> None:
         use_deterministic_kernels(config.trainer.deterministic)
         with run.phase("load"):
             model = base_models.load(inputs.model_source)
-        check_trainable(model, config.model.id, config.lora)
+        check_trainable(model, config.model.id, config.lora, config.trainer.packing)
         data = {"name": inputs.mix.name, "digest": inputs.mix.digest, **asdict(inputs.tokens.counts)}
         facts = {"model": describe(config.model, model, backend), "data": data}
         stack.enter_context(run.recording(config, facts, inputs.mix.manifest()))

@@ -13,6 +13,7 @@ from trl.trainer.sft_trainer import _patch_chunked_ce_lm_head
 from tests.training.conftest import Fitted, packs, settings
 from tometune.common.errors import UserError
 from tometune.models import packed_attention
+from tometune.models.load import check_packs
 from tometune.models.packed_attention import Packed
 from tometune.training import batches
 from tometune.training.batches import Capacity, Collator, Training, TrainingInputs
@@ -159,13 +160,14 @@ def test_the_chunked_loss_is_used_where_it_is_the_models_own(plain, kind, change
         ("granitemoehybrid", MAMBA | {"layer_types": [*["mamba"] * 3, "attention"], "num_local_experts": 0}, False),
     ],
 )
-def test_layers_that_would_mix_conversations_are_not_trained_in_packs(plain, kind, changes, packed):
+def test_layers_that_would_mix_conversations_are_not_trained_in_packs(kind, changes, packed):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**SIZES | changes))
     fix = "; set trainer.packing=false trainer.conversations_per_step=8$"
     with (
         nullcontext() if packed else pytest.raises(UserError, match=f"^trainer.packing=true: layers of {kind} .*{fix}")
     ):
-        training_of(plain, kind, changes, packing=True)
-    training_of(plain, kind, changes, packing=False)
+        check_packs(model)
 
 
 def loss_of(fitted: Fitted, batch: dict[str, torch.Tensor], trained: torch.Tensor) -> float:

@@ -197,12 +197,25 @@ def compute_dtype(precision: Precision) -> torch.dtype:
     return DTYPES[resolved]
 
 
-def check_trainable(model: Any, name: str, lora: LoraConfig) -> None:
-    """Raise a `UserError` unless the model has the layers that get an adapter, or weights that are not quantised."""
+def check_trainable(model: Any, name: str, lora: LoraConfig, packing: bool) -> None:
+    """Raise a `UserError` if the model lacks the layers that get an adapter, is quantised, or cannot read packs."""
     if lora.enabled:
         check_targets(model, lora.target_modules)
     else:
         check_unquantised(model, name)
+    if packing:
+        check_packs(model)
+
+
+def check_packs(model: Any) -> None:
+    """Raise a `UserError` if layers without attention, e.g. recurrent ones, would mix the conversations of a pack."""
+    text = model.config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or []
+    if getattr(model, "_is_stateful", False) or any(not k.endswith("attention") or "linear" in k for k in kinds):
+        raise UserError(
+            f"trainer.packing=true: layers of {text.model_type} without attention mix the conversations of a pack; set "
+            "trainer.packing=false trainer.conversations_per_step=8"
+        )
 
 
 def check_unquantised(model: Any, name: str) -> None:

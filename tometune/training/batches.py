@@ -12,7 +12,6 @@ from datasets import Dataset
 from torch.utils.data import BatchSampler, Sampler
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from tometune.common.errors import UserError
 from tometune.config.model import LoraConfig
 from tometune.config.root import SeedsConfig
 from tometune.config.trainer import TrainerConfig
@@ -64,22 +63,11 @@ class Training:
     cuda_graph: bool = False  # whether passes run as a CUDA graph (`tometune.training.cuda_graph`)
 
     def __post_init__(self) -> None:
-        """Make the packs, resolve `trainer.max_tokens`, and choose the attention.
-
-        Raises:
-            UserError: the model cannot be trained in packs.
-        """
+        """Make the packs, resolve `trainer.max_tokens`, and choose the attention."""
         trainer, model, dataset = self.inputs.trainer, self.inputs.source.config, self.inputs.tokens.dataset
         text = self.model.config.get_text_config()
         if trainer.loss_type == "chunked_nll" and any(getattr(text, name, 1) not in (None, 1) for name in UNCHUNKED):
             trainer = replace(trainer, loss_type="nll")
-        kinds = getattr(text, "layer_types", None) or []
-        recurrent = getattr(self.model, "_is_stateful", False)
-        if trainer.packing and (recurrent or any(not k.endswith("attention") or "linear" in k for k in kinds)):
-            raise UserError(
-                f"trainer.packing=true: layers of {text.model_type} without attention mix the conversations of a pack; "
-                "set trainer.packing=false trainer.conversations_per_step=8"
-            )
         self.dtype = compute_dtype(model.precision) if self.full else self.model.dtype
         self.rows = pack(dataset, trainer.max_length) if in_packs(trainer) else dataset
         trainer = with_steps(trainer, len(self.rows), self.inputs.tokens.counts.tokens)
