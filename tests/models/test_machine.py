@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +68,63 @@ def test_this_machine_as_torch_sees_it():
     capabilities = torch.cpu.get_capabilities()
     assert machine.cpu_has_bf16() == any(capabilities.get(name, False) for name in machine.CPU_FLAGS)
     assert machine.gpu_capability() == (torch.cuda.get_device_capability() if torch.cuda.is_available() else None)
+
+
+def nvml(capabilities: list[tuple[int, int]]) -> SimpleNamespace:
+    """NVIDIA's library on a machine with GPUs of these compute capabilities, in the order of their places."""
+
+    def count(found: Any) -> int:
+        found._obj.value = len(capabilities)
+        return 0
+
+    def by_index(number: Any, handle: Any) -> int:
+        handle._obj.value = number.value + 1
+        return 0
+
+    def by_name(name: Any, handle: Any) -> int:
+        handle._obj.value = int(name.value.decode().removeprefix("GPU-")) + 1
+        return 0
+
+    def capability(handle: Any, major: Any, minor: Any) -> int:
+        major._obj.value, minor._obj.value = capabilities[handle.value - 1]
+        return 0
+
+    return SimpleNamespace(
+        nvmlInit_v2=lambda: 0,
+        nvmlDeviceGetCount_v2=count,
+        nvmlDeviceGetHandleByIndex_v2=by_index,
+        nvmlDeviceGetHandleByUUID=by_name,
+        nvmlDeviceGetCudaComputeCapability=capability,
+    )
+
+
+OLD, NEW = (6, 1), (8, 9)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "environment", "expected"),
+    [
+        ([NEW], {}, NEW),
+        ([NEW, NEW], {"CUDA_VISIBLE_DEVICES": "1"}, NEW),
+        ([NEW], {"CUDA_VISIBLE_DEVICES": "1"}, None),
+        ([NEW], {"CUDA_VISIBLE_DEVICES": ""}, None),
+        ([], {}, None),
+        ([OLD, NEW], {}, NEW),  # CUDA's first GPU is the fastest
+        ([OLD, NEW], {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, OLD),
+        ([OLD, NEW], {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1,0"}, NEW),
+        ([OLD, NEW], {"CUDA_VISIBLE_DEVICES": "GPU-0"}, OLD),
+    ],
+)
+def test_the_gpu_is_the_one_that_torch_uses(monkeypatch, capabilities, environment, expected):
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(machine, "_torch_has_cuda", lambda: True)
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: nvml(capabilities))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: NEW)
+    assert machine.gpu_capability() == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")

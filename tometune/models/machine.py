@@ -12,6 +12,7 @@ import re
 import sys
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 from tometune.common.distributed import processes
 from tometune.common.errors import UserError
@@ -136,7 +137,11 @@ def auto_precision() -> Precision:
 
 
 def gpu_capability() -> tuple[int, int] | None:
-    """Return the compute capability of the first visible NVIDIA GPU; None without one, or if torch cannot use it."""
+    """Return the compute capability of the first visible NVIDIA GPU; None without one, or if torch cannot use it.
+
+    NVIDIA's library answers without torch. It numbers GPUs by their place on the bus, and CUDA by their speed unless
+    `CUDA_DEVICE_ORDER=PCI_BUS_ID`; where that matters, because the GPUs differ, torch is asked.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if not _torch_has_cuda() or visible in ("", "-1", "NoDevFiles"):
         return None
@@ -144,11 +149,24 @@ def gpu_capability() -> tuple[int, int] | None:
         nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
     except OSError:
         return None  # no driver
+    count = ctypes.c_uint()
+    if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+        return None
+    if not visible.isdecimal():
+        return _capability(nvml, nvml.nvmlDeviceGetHandleByUUID, ctypes.c_char_p(visible.encode()))
+    found = [
+        _capability(nvml, nvml.nvmlDeviceGetHandleByIndex_v2, ctypes.c_uint(number)) for number in range(count.value)
+    ]
+    if len(set(found)) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        import torch
+
+        return torch.cuda.get_device_capability(0) if torch.cuda.is_available() else None
+    return found[int(visible)] if int(visible) < len(found) else None
+
+
+def _capability(nvml: ctypes.CDLL, find: Any, which: Any) -> tuple[int, int] | None:
     handle, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
-    by_index = visible.isdecimal()
-    find = nvml.nvmlDeviceGetHandleByIndex_v2 if by_index else nvml.nvmlDeviceGetHandleByUUID
-    name = ctypes.c_uint(int(visible)) if by_index else ctypes.c_char_p(visible.encode())
-    if nvml.nvmlInit_v2() or find(name, ctypes.byref(handle)):
+    if find(which, ctypes.byref(handle)):
         return None
     if nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)):
         return None
