@@ -98,6 +98,22 @@ TURNS = [
 ]
 
 
+def test_difficulty_reads_control_tokens_that_a_text_spells_as_text(tmp_path, monkeypatch):
+    """As training, scoring and chat do."""
+    source = locate(ModelConfig(id="tiny", weights=Weights.random, quantization=Quantization.none), tmp_path)
+    tokenizer, read = load_tokenizer(source), list[list[int]]()
+    monkeypatch.setattr(
+        IfdScorer, "_losses", lambda _, rows: read.extend(row.ids for row in rows) or np.ones(len(rows))
+    )
+    for end in ("the end", tokenizer.eos_token):
+        IfdScorer(source, tokenizer)(
+            [[{"role": "user", "content": f"What is {end}?"}, {"role": "assistant", "content": f"It is {end}."}]]
+        )
+    plain, plain_alone, spelled, spelled_alone = ([i for i in ids if i in tokenizer.all_special_ids] for ids in read)
+    assert (spelled, spelled_alone) == (plain, plain_alone)
+    assert tokenizer.eos_token in tokenizer.decode(read[-1])
+
+
 def test_difficulty_is_a_ratio_of_losses(tmp_path, monkeypatch):
     settings = {"weights": Weights.random, "quantization": Quantization.none, "precision": Precision.fp32}
     source = locate(ModelConfig(id="tiny", **settings), tmp_path)

@@ -23,7 +23,7 @@ from tometune.data.filters import NEAR
 from tometune.data.standardise import Counts, Standardised
 
 VERSION = 1  # raised when the same rows get another order
-IFD_VERSION = 2  # of the scores of `data.pool.order=ifd`; raised when the same rows get other ones
+IFD_VERSION = 3  # of the scores of `data.pool.order=ifd`; raised when the same rows get other ones
 SCORES_VERSION = 2  # raised when the scorer gets other texts, or other texts together, and so gives other scores
 SCORED = 2_000  # rows that the scorer gets at once
 OTHERS = "all other sources"

@@ -84,8 +84,11 @@ class Encoder:
 
     def encode_text(self, text: str) -> list[int]:
         """Return the token ids of a message's text, which has no control tokens."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        return ids
+        return self.encode_texts([text])[0]
+
+    def encode_texts(self, texts: list[str]) -> list[list[int]]:
+        """Return the token ids of messages' texts, encoded on every core."""
+        return [encoding.ids for encoding in self._plain.encode_batch(texts, add_special_tokens=False)]
 
     def round_trip(self, text: str) -> str:
         return self.decode(self.encode_text(text))

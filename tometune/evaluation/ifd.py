@@ -8,9 +8,11 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 
+from tometune.common.errors import UserError
 from tometune.data.draw import IFD_VERSION
+from tometune.data.encoder import Encoder
+from tometune.data.template import Rendered, Template
 from tometune.evaluation.likelihood import PromptedReference, batches, reference_bits
 from tometune.models.machine import resolve_precision
 from tometune.models.source import ModelSource, fingerprint
@@ -46,17 +48,13 @@ class IfdScorer:
     def __call__(self, conversations: Sequence[Sequence[dict[str, str]]]) -> np.ndarray:
         """Return the score of each conversation, float32; -inf if there is no answer to a prompt."""
         scores = np.full(len(conversations), -np.inf, dtype=np.float32)
-        texts = {number: pair for number, turns in enumerate(conversations) if (pair := self._texts(turns))}
-        if not texts:
-            return scores
+        asked = {number: pair for number, turns in enumerate(conversations) if (pair := self._asked(turns))}
         # All at once, because the tokenizer then works in several threads.
-        prompts, answers = (
-            self.tokenizer(list(side), add_special_tokens=False)["input_ids"]
-            for side in zip(*texts.values(), strict=True)
-        )
+        prompts = self._encoder.encode([prompt for prompt, _ in asked.values()])
+        answers = self._encoder.encode_texts([answer for _, answer in asked.values()])
         found = {
             number: (prompt[-TEXT_TOKENS:], answer[:TEXT_TOKENS])
-            for number, prompt, answer in zip(texts, prompts, answers, strict=True)
+            for number, (prompt, _), answer in zip(asked, prompts, answers, strict=True)
             if answer
         }
         start = self.tokenizer.bos_token_id
@@ -69,16 +67,15 @@ class IfdScorer:
         scores[list(found)] = np.where(ratios < 1, ratios, -ratios)
         return scores
 
-    def _texts(self, turns: Sequence[dict[str, str]]) -> tuple[str, str] | None:
-        """Return the prompt as text and the first answer; None if the chat template has no such prompt."""
+    def _asked(self, turns: Sequence[dict[str, str]]) -> tuple[Rendered, str] | None:
+        """Return the prompt and the first answer; None if the chat template has no such prompt."""
         first = next((number for number, turn in enumerate(turns) if turn["role"] == "assistant"), 0)
         if not first:
             return None
         try:
-            prompt = self.tokenizer.apply_chat_template(list(turns[:first]), add_generation_prompt=True, tokenize=False)
-        except TemplateError:
+            return self._encoder.template.prompt(list(turns[:first])), turns[first]["content"]
+        except UserError:
             return None
-        return str(prompt), turns[first]["content"]
 
     def _losses(self, rows: Sequence[PromptedReference]) -> np.ndarray:
         """Return the mean loss per token of each answer after its context, in nats."""
@@ -93,6 +90,10 @@ class IfdScorer:
             bits = reference_bits(self._model, [rows[number] for number in batch], 0)
             losses[batch] = np.divide(bits, [rows[number].scored / math.log(2) for number in batch])
         return losses
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(Template(self.tokenizer))
 
     @cached_property
     def _model(self) -> Any:
