@@ -173,6 +173,8 @@ def test_clusters_widen_the_intervals_and_few_of_them_are_a_caution(tmp_path):
     table = asked(tmp_path).table
     assert table["clusters"] == {"summarisation": 6}
     assert cautions(table) == ["Only 6 clusters on summarisation: intervals over so few are too narrow."]
+    alone = cautions({**table, "clusters": {"summarisation": 1}})
+    assert alone == ["The scored examples of summarisation are one cluster, so their scatter is not in the intervals."]
     rows = [each["rows"][1]["tasks"] for each in (plain, table)]
     assert rows[0]["summarisation"] != rows[1]["summarisation"]
     assert rows[0]["data_to_text"] == rows[1]["data_to_text"]

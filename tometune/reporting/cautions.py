@@ -31,9 +31,7 @@ def cautions(table: Table) -> list[str]:
         found.append(f"The seeds vary only in: {listed(vary)}.")
     if any(not entry["paired"] for entry in table["comparisons"]):
         found.append("Arms with different seeds are compared as independent samples.")
-    for task, count in table.get("clusters", {}).items():
-        if count < FEW_CLUSTERS:
-            found.append(f"Only {count} clusters on {task}: intervals over so few are too narrow.")
+    found += [_on_clusters(*entry) for entry in table.get("clusters", {}).items() if entry[1] < FEW_CLUSTERS]
     for (_, task, lengths), matched in zip(length_differences(table["rows"]), table["length_matched"], strict=True):
         means = listed([f"{value:.1f} for {cell}" for cell, value in lengths.items()])
         cut = listed([f"{scores['rougeL']:.3f} for {cell}" for cell, scores in matched["cells"].items()])
@@ -48,6 +46,12 @@ def cautions(table: Table) -> list[str]:
         rows = "No run trains on held-out rows or on repeats of them, so a mix of the whole base has fewer rows"
         found.append(f"{rows}. Scored: {', '.join(held_out)}.{means}")
     return found
+
+
+def _on_clusters(task: str, count: int) -> str:
+    if count == 1:  # of a few scored examples; a task whose clusters do not differ at all is refused
+        return f"The scored examples of {task} are one cluster, so their scatter is not in the intervals."
+    return f"Only {count} clusters on {task}: intervals over so few are too narrow."
 
 
 def _read_in_part(rows: Sequence[Table]) -> list[str]:
