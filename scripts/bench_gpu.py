@@ -27,7 +27,8 @@ from tometune.runs.run import git_state, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = Path(__file__).with_name("bench_gpu_contenders.py")
-GENERATION = ("generate_tometune", "generate_profiled", "generate_plain")
+PROFILED = "generate_profiled"  # only if it is named, since a profile slows down the batch sizes after it
+GENERATION = ("generate_tometune", "generate_plain", PROFILED)
 CONTENDERS = (*TOMETUNE, *RECIPES, *GENERATION)
 WIDTH = 134
 """Columns that the tables take."""
@@ -80,7 +81,7 @@ def command_line(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--max-length", type=int, default=2048, help="tokens of a row, or of a pack, except for tometune_8b")
     add("--price", type=float, metavar="DOLLARS", help="of a GPU hour, for the cost of the table's nine runs")
     add("--model", type=Path, metavar="FOLDER", help="a model in safetensors instead, not quantised")
-    add("--contenders", help=f"which ones, in this order; all are {','.join(CONTENDERS)}")
+    add("--contenders", help=f"which ones, in this order (default: all but the last) of {','.join(CONTENDERS)}")
     add("--steps", type=int, default=40, help="measured steps")
     add("--warmup", type=int, default=8, help="steps before the measurement")
     add("--logging-steps", type=int, default=1, help="trainer.logging_steps of tometune; a rate for each log line")
@@ -100,7 +101,8 @@ def command_line(arguments: list[str] | None = None) -> argparse.Namespace:
     if (options.base is None) != (options.pool is None):
         parser.error("--base and --pool: give both, or neither")
     possible = [name for name in CONTENDERS if not (options.model and "shape" in SETTINGS.get(name, {}))]
-    options.contenders = list(dict.fromkeys(options.contenders.split(","))) if options.contenders else possible
+    usual = [name for name in possible if name != PROFILED]
+    options.contenders = list(dict.fromkeys(options.contenders.split(","))) if options.contenders else usual
     for number, name in enumerate(options.contenders):
         if name not in CONTENDERS:
             parser.error(f"--contenders: there is no {name!r}; there are {', '.join(CONTENDERS)}")

@@ -152,7 +152,7 @@ def matmul(_: Result) -> Result:
 def generation(answers: Answers, settings: Result, profiled: bool = False) -> Result:
     """Measure generated tokens/s, in bfloat16, batch by batch; the second of two rounds counts.
 
-    With `profiled`, a third round of each batch size is recorded, which slows down what comes after it.
+    With `profiled`, a third round of each batch size is recorded, which slows down the batch sizes after it.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -168,7 +168,7 @@ def generation(answers: Answers, settings: Result, profiled: bool = False) -> Re
             with answers(model, tokenizer, new) as answer:
                 speeds = [answer(conversations[:batch]) for _ in range(2)]
                 peak = torch.cuda.max_memory_allocated() / 1e9 if settings["gpu"] else 0.0
-                kernels = {"profile": _profile(answer, conversations[:batch])} if profiled else {}
+                kernels = {"profile": _profile(answer, conversations[:batch], settings["gpu"])} if profiled else {}
             speed = {"tokens_per_second": speeds[1], "first": speeds[0], "peak_memory_gb": peak}
             runs.append({"batch": batch, **speed, **kernels})
         except (RuntimeError, ValueError) as error:
@@ -176,13 +176,11 @@ def generation(answers: Answers, settings: Result, profiled: bool = False) -> Re
     return {"runs": runs}
 
 
-def _profile(answer: Callable[[list[Any]], float], conversations: list[Any]) -> Result:
+def _profile(answer: Callable[[list[Any]], float], conversations: list[Any], gpu: bool) -> Result:
     """Return the time of one round (a "step") by kind of kernel, in milliseconds."""
-    import torch
     from profile_step import summary
     from torch.profiler import ProfilerActivity, profile
 
-    gpu = torch.cuda.is_available()
     with profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as recorded:
         began = time.perf_counter()
         answer(conversations)

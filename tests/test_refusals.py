@@ -2,15 +2,29 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Lfm2Config
 
 from tests.conftest import SMOKE
 from tests.data.conftest import conversation, write_jsonl
 from tests.whole import assert_one_line
+from tometune.models.source import tiny_folder
 
 pytestmark = pytest.mark.whole
 
+MIXING = ("model.id=./mixing", "model.weights=pretrained", "lora=none")
+SIZES = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
 FILES = ("model=tiny", "eval=pydocs", "tracking=none", "data=files_100k", "data.rows=10", "paths.cache=bad-cache")
 POOL = ("data=files_200k", "data.base.rows=12", "data.pool.path=pool.jsonl")
+
+
+@pytest.fixture(scope="module")
+def mixing(place, tmp_path_factory):
+    """A small model whose first layer is a convolution, in a folder of that name."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder(tmp_path_factory.mktemp("tiny")))
+    kinds = ["conv", "full_attention"]
+    config = Lfm2Config(vocab_size=len(tokenizer), layer_types=kinds, num_hidden_layers=2, **SIZES)
+    AutoModelForCausalLM.from_config(config).save_pretrained(place.folder / "mixing")
+    tokenizer.save_pretrained(place.folder / "mixing")
 
 
 # The wording of other messages is checked in tests/golden/errors.txt and tests/data.
@@ -44,9 +58,14 @@ def test_what_is_missing_is_one_line_and_no_folder_is_made(place, overrides, say
             "mine.jsonl, line 1: is not an object {…}; fix or delete this line",
             "tokenised",
         ),
+        (
+            [*MIXING, "trainer.packing=true", "trainer.conversations_per_step=null"],
+            "trainer.packing=true: layers of lfm2 without attention mix the conversations of a pack; set trainer.pack",
+            "base summarisation",
+        ),
     ],
 )
-def test_what_is_wrong_is_reported_before_slow_work(place, overrides, says, not_yet):
+def test_what_is_wrong_is_reported_before_slow_work(place, mixing, overrides, says, not_yet):
     write_jsonl(place.folder / "mine.jsonl", [[1]])
     status, stderr = place.train(*SMOKE, *overrides, "paths.outputs=refused")
     assert status == 2

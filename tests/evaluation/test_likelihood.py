@@ -135,3 +135,13 @@ def test_difficulty_is_a_ratio_of_losses(tmp_path, monkeypatch):
     monkeypatch.setattr(type(scorer._model), "_supports_logits_to_keep", lambda _: False)
     assert scorer(TURNS) == pytest.approx(expected, rel=1e-4)
     assert scorer.fingerprint != IfdScorer(source, type("Other", (), {"chat_template": "x"})()).fingerprint
+
+
+def test_a_prompt_that_the_template_rejects_has_no_difficulty(tmp_path, monkeypatch):
+    source = locate(ModelConfig(id="tiny", weights=Weights.random, quantization=Quantization.none), tmp_path)
+    tokenizer = load_tokenizer(source)
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system messages') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    monkeypatch.setattr(IfdScorer, "_losses", lambda _, rows: np.ones(len(rows)))
+    assert np.isneginf(IfdScorer(source, tokenizer)(TURNS)).tolist() == [False, True, False]
+    assert IfdScorer(source, tokenizer)([]).tolist() == []

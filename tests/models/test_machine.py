@@ -70,8 +70,8 @@ def test_this_machine_as_torch_sees_it():
     assert machine.gpu_capability() == (torch.cuda.get_device_capability() if torch.cuda.is_available() else None)
 
 
-def nvml(capabilities: list[tuple[int, int]]) -> SimpleNamespace:
-    """NVIDIA's library on a machine with GPUs of these compute capabilities, in the order of their places."""
+def nvml(capabilities: list[tuple[int, int] | None]) -> SimpleNamespace:
+    """NVIDIA's library on a machine with GPUs of these capabilities, in the order of their places; None: not ours."""
 
     def count(found: Any) -> int:
         found._obj.value = len(capabilities)
@@ -79,11 +79,12 @@ def nvml(capabilities: list[tuple[int, int]]) -> SimpleNamespace:
 
     def by_index(number: Any, handle: Any) -> int:
         handle._obj.value = number.value + 1
-        return 0
+        return int(capabilities[number.value] is None)
 
     def by_name(name: Any, handle: Any) -> int:
-        handle._obj.value = int(name.value.decode().removeprefix("GPU-")) + 1
-        return 0
+        place = name.value.decode().removeprefix("GPU-")
+        handle._obj.value = int(place or 0) + 1
+        return int(not place)
 
     def capability(handle: Any, major: Any, minor: Any) -> int:
         major._obj.value, minor._obj.value = capabilities[handle.value - 1]
@@ -113,6 +114,10 @@ OLD, NEW = (6, 1), (8, 9)
         ([OLD, NEW], {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, OLD),
         ([OLD, NEW], {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1,0"}, NEW),
         ([OLD, NEW], {"CUDA_VISIBLE_DEVICES": "GPU-0"}, OLD),
+        ([OLD, OLD], {"CUDA_VISIBLE_DEVICES": "GPU-"}, NEW),  # not a whole name, so torch is asked
+        ([None, None, OLD], {}, OLD),
+        ([None, OLD, OLD], {"CUDA_VISIBLE_DEVICES": "1"}, OLD),
+        ([None], {}, None),
     ],
 )
 def test_the_gpu_is_the_one_that_torch_uses(monkeypatch, capabilities, environment, expected):
@@ -125,6 +130,14 @@ def test_the_gpu_is_the_one_that_torch_uses(monkeypatch, capabilities, environme
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: NEW)
     assert machine.gpu_capability() == expected
+
+
+@pytest.mark.parametrize("fails", ["nvmlInit_v2", "nvmlDeviceGetCount_v2"])
+def test_a_driver_that_does_not_answer_is_no_gpu(monkeypatch, fails):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(machine, "_torch_has_cuda", lambda: True)
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: SimpleNamespace(**{**vars(nvml([NEW])), fails: lambda *_: 1}))
+    assert machine.gpu_capability() is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")

@@ -182,21 +182,23 @@ def test_only_what_explains_a_number_is_said_once():
 
 
 @pytest.mark.parametrize(
-    ("out_of_reach", "said"),
+    ("error", "counts", "said", "smallest"),
     [
-        ({"rougeL"}, "No number of seeds detects it in ROUGE-L: on these examples, differences below 0.014 "),
-        (None, "No number of seeds detects a difference of 0.01 with 80% power in ROUGE-1, ROUGE-2, ROUGE-L"),
+        (0.005, (None, None, None), "no number is enough for ROUGE-L.", "0.014 (ROUGE-L)"),
+        (0.001, (None, 9, None), "about more than 100,000 for ROUGE-L (9 to more than 100,000).", None),
+        (0.001, (4, 3, 68), "about 4 for ROUGE-L (3 to 68).", None),
     ],
 )
-def test_where_no_number_of_seeds_would_do_more_examples_are_asked_for(out_of_reach, said):
+def test_where_no_number_of_seeds_is_enough_more_examples_are_asked_for(error, counts, said, smallest):
     table = json.loads((RESULTS / "which_data" / "random_vs_best" / "table.json").read_text(encoding="utf-8"))
     for entry in table["comparisons"]:
-        entry["primary"], counts = True, {"n": 4, "low": 3, "high": 68}
-        if out_of_reach is None or entry["metric"] in out_of_reach:
-            counts, entry["examples_deviation"] = dict.fromkeys(counts), 0.005
-        entry["seeds_needed"] |= counts
+        entry["primary"] = entry["metric"] in ("rouge1", "rougeL")
+        now, deviation = (counts, error) if entry["metric"] == "rougeL" else ((4, 4, 4), 0.001)
+        entry["seeds_needed"] |= dict(zip(("n", "low", "high"), now, strict=True))
+        entry["examples_deviation"] = deviation
     for answer in answers(table):
-        (found,) = (text for text in answer.sentences if text.startswith("No number of seeds"))
-        assert found.startswith(said)
-        assert found.endswith("Score more examples.")
-        assert any("Seeds per arm needed" in text for text in answer.sentences) == (" it " in said)
+        (seeds,) = (text for text in answer.sentences if text.startswith("Seeds per arm needed"))
+        assert seeds == f"Seeds per arm needed to detect a difference of 0.01 with 80% power: 4 for ROUGE-1, {said}"
+        at_best = f"With these examples, many seeds detect a difference of {smallest} at best; score more examples."
+        assert (at_best in answer.sentences) == (smallest is not None)
+        assert any("at best" in text for text in answer.sentences) == (smallest is not None)

@@ -72,8 +72,9 @@ class IfdScorer:
         first = next((number for number, turn in enumerate(turns) if turn["role"] == "assistant"), 0)
         if not first:
             return None
+        template = self._encoder.template
         try:
-            return self._encoder.template.prompt(list(turns[:first])), turns[first]["content"]
+            return template.prompt(list(turns[:first])), turns[first]["content"]
         except UserError:
             return None
 

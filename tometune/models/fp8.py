@@ -4,7 +4,7 @@ Inputs, weights and gradients become e4m3, with one scale for each row of a prod
 its own row precision. The adapter, norms, attention and loss stay in 16 bits. A weight is rounded once for the forward
 pass and once, transposed, for the backward pass, which together take as much memory as in 16 bits.
 
-`model.compute=fp8_backward` leaves the forward pass in 16 bits, from which nearly all that FP8 costs in loss comes
+`model.compute=fp8_backward` leaves the forward pass in 16 bits, because FP8 costs little in the backward pass
 (docs/footguns.md).
 """
 

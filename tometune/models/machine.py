@@ -1,7 +1,7 @@
 """This machine: whether it can hold a model, which backend trains it, and in which number format.
 
 A run's identity contains the number format that `model.precision=auto` stands for, and a finished run must be found in
-a second, so it is found without importing torch.
+a second, so it is found without importing torch (except on machines with several kinds of GPU).
 """
 
 import ctypes
@@ -74,7 +74,7 @@ def unsloth_installed() -> bool:
 
 
 def resolve_backend(model: ModelConfig, loss_type: str = "chunked_nll") -> Backend:
-    """Return the backend that trains the model; torch is not imported.
+    """Return the backend that trains the model.
 
     `auto` is unsloth on one NVIDIA GPU where it is installed, but transformers on a Hopper GPU, where it is faster
     (docs/benchmarks.md). Other GPUs were not measured. Unsloth has no DFT (`trainer.loss_type=dft`).
@@ -139,8 +139,8 @@ def auto_precision() -> Precision:
 def gpu_capability() -> tuple[int, int] | None:
     """Return the compute capability of the first visible NVIDIA GPU; None without one, or if torch cannot use it.
 
-    NVIDIA's library answers without torch. It numbers GPUs by their place on the bus, and CUDA by their speed unless
-    `CUDA_DEVICE_ORDER=PCI_BUS_ID`; where that matters, because the GPUs differ, torch is asked.
+    NVIDIA's library answers without importing torch. It numbers GPUs by their place on the bus, CUDA by their speed
+    unless `CUDA_DEVICE_ORDER=PCI_BUS_ID`; torch is asked where that matters, because the GPUs differ.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if not _torch_has_cuda() or visible in ("", "-1", "NoDevFiles"):
@@ -153,15 +153,20 @@ def gpu_capability() -> tuple[int, int] | None:
     if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
         return None
     if not visible.isdecimal():
-        return _capability(nvml, nvml.nvmlDeviceGetHandleByUUID, ctypes.c_char_p(visible.encode()))
-    found = [
-        _capability(nvml, nvml.nvmlDeviceGetHandleByIndex_v2, ctypes.c_uint(number)) for number in range(count.value)
-    ]
-    if len(set(found)) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
-        import torch
+        found = _capability(nvml, nvml.nvmlDeviceGetHandleByUUID, ctypes.c_char_p(visible.encode()))
+        return found or _capability_for_torch()  # which also takes the beginning of a name
+    by_place = nvml.nvmlDeviceGetHandleByIndex_v2
+    each = [_capability(nvml, by_place, ctypes.c_uint(number)) for number in range(count.value)]
+    usable = [found for found in each if found]  # the library also counts GPUs that this process may not open
+    if len(set(usable)) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        return _capability_for_torch()
+    return usable[int(visible)] if int(visible) < len(usable) else None
 
-        return torch.cuda.get_device_capability(0) if torch.cuda.is_available() else None
-    return found[int(visible)] if int(visible) < len(found) else None
+
+def _capability_for_torch() -> tuple[int, int] | None:
+    import torch
+
+    return torch.cuda.get_device_capability(0) if torch.cuda.is_available() else None
 
 
 def _capability(nvml: ctypes.CDLL, find: Any, which: Any) -> tuple[int, int] | None:

@@ -50,7 +50,9 @@ def cautions(table: Table) -> list[str]:
 
 def _on_clusters(task: str, count: int) -> str:
     if count == 1:  # of a few scored examples; a task whose clusters do not differ at all is refused
-        return f"The scored examples of {task} are one cluster, so their scatter is not in the intervals."
+        return (
+            f"All scored examples of {task} are in one cluster, so intervals leave out how examples differ; score more."
+        )
     return f"Only {count} clusters on {task}: intervals over so few are too narrow."
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from tometune.evaluation.metrics import better, label
@@ -252,7 +253,7 @@ def _answer(pair: tuple[str, str], table: Table) -> Answer:
 
 
 def _sentences_on_tests(found: Sequence[Table], table: Table) -> list[str]:
-    """Return what the correction changed, the tests of equivalence, and how many seeds or examples more would do."""
+    """Return what the correction changed, the tests of equivalence, and what seeds and examples would detect."""
     sentences = []
     chance = 1 - (1 - alpha_of(table)) ** tests_of(table)
     uncorrected = [label(entry["metric"]) for entry in found if entry["p"] < alpha_of(table)]
@@ -273,35 +274,32 @@ def _sentences_on_tests(found: Sequence[Table], table: Table) -> list[str]:
             texts.append(f"{label(entry['metric'])} {between(tests)} ({conclusion})")
         level = f"{1 - 2 * alpha_of(table):.0%}"
         sentences.append(f"Equivalence by two one-sided tests, with {level} intervals: {', '.join(texts)}.")
-    return [*sentences, *_sentences_on_seeds(found)]
+    return [*sentences, *_sentences_on_seeds(found, table)]
 
 
-def _sentences_on_seeds(found: Sequence[Table]) -> list[str]:
-    """Return how many seeds detect a small difference, and where none do."""
-    need, sentences = found[0]["seeds_needed"], []
-    what = f"a difference of {need['difference']} with {need['power']:.0%} power"
-    # (z at 0.975) + (z at 0.8), times the standard error over examples
-    smallest = {entry["metric"]: 2.8 * entry["examples_deviation"] for entry in found}
-    numbers, beyond = [], []
+def _sentences_on_seeds(found: Sequence[Table], table: Table) -> list[str]:
+    """Return how many seeds detect a small difference; and if no number does, the smallest that many seeds detect."""
+    need = found[0]["seeds_needed"]
+    z = NormalDist().inv_cdf(1 - alpha_of(table) / 2) + NormalDist().inv_cdf(need["power"])
+    numbers, beyond, smallest = [], [], []
     for entry in found:
-        counts = [entry["seeds_needed"][name] for name in ("n", "low", "high")]
-        if counts[0] is None and smallest[entry["metric"]] > need["difference"]:
-            beyond.append(entry["metric"])
+        counts, floor = [entry["seeds_needed"][name] for name in ("n", "low", "high")], z * entry["examples_deviation"]
+        if counts[0] is None and floor > need["difference"]:
+            beyond.append(label(entry["metric"]))
+            smallest.append(f"{floor:.3g} ({label(entry['metric'])})")
             continue
         number, low, high = ("more than 100,000" if count is None else f"{count:,}" for count in counts)
         about, ends = ("", "") if low == number == high else ("about ", f" ({low} to {high})")
         numbers.append(f"{about}{number} for {label(entry['metric'])}{ends}")
-    if numbers:
-        sentences.append(f"Seeds per arm needed to detect {what}: {', '.join(numbers)}.")
+    enough = [*numbers, *([f"no number is enough for {listed(beyond)}"] if beyond else [])]
+    detected = f"detect a difference of {need['difference']} with {need['power']:.0%} power"
+    sentences = [f"Seeds per arm needed to {detected}: {', '.join(enough)}."]
     if any(text.endswith(")") for text in numbers):
         seeds = listed([str(number) for number in dict.fromkeys(found[0]["seeds"])])
         sentences.append(f"{EXPLAINS[1]} how uncertain a standard deviation from {seeds} seeds is.")
     if beyond:
-        where, floor = listed([label(metric) for metric in beyond]), max(smallest[metric] for metric in beyond)
-        sentences.append(
-            f"No number of seeds detects {'it' if numbers else what} in {where}: on these examples, differences below "
-            f"{floor:.3f} cannot be told from chance. Score more examples."
-        )
+        differences = f"a difference of {listed(smallest)}"
+        sentences.append(f"With these examples, many seeds detect {differences} at best; score more examples.")
     return sentences
 
 
