@@ -7,6 +7,7 @@ from transformers import GenerationConfig
 
 from tometune.common.errors import UserError
 from tometune.config.model import Precision
+from tometune.data import encoder as encoder_module
 from tometune.data.encoder import Encoder
 from tometune.data.template import Template
 from tometune.evaluation.engines.cuda_graph import CudaGraph
@@ -93,7 +94,7 @@ def test_long_prompts_lose_their_middle_and_no_half_of_a_character_is_left(token
     text = "START " + " ".join(f"word{n}" for n in range(100)) + " END"
     encoder = Encoder(Template(tokenizer))
     for most in (45, 60, 61, 120):
-        prompt = encode(encoder, talk(text), most)
+        (prompt,) = encode(encoder, [talk(text)], most)
         assert most - 8 <= len(prompt.ids) <= most
         assert "Be kind." in prompt.text
         head, tail = prompt.text.split("user\n")[1].split("<|im_end|>")[0].split(GAP)
@@ -101,15 +102,23 @@ def test_long_prompts_lose_their_middle_and_no_half_of_a_character_is_left(token
         assert text.endswith(tail)
         assert abs(len(head) - len(tail)) < 12
     for most in range(45, 60):
-        assert "\ufffd" not in encode(encoder, talk("漢字🎉" * 50), most).text
+        assert "\ufffd" not in encode(encoder, [talk("漢字🎉" * 50)], most)[0].text
     with pytest.raises(UserError, match=r"eval\.max_prompt_tokens=10: too few"):
-        encode(encoder, talk("hello " * 50), 10)
+        encode(encoder, [talk("hello " * 50)], 10)
+
+
+def test_prompts_are_encoded_in_batches_without_a_copy_of_the_vocabulary(tokenizer, monkeypatch):
+    talks = [*TALKS, talk("word " * 30)] * 3
+    expected = [encode(Encoder(Template(tokenizer)), [each], 512)[0] for each in talks]
+    monkeypatch.setattr(encoder_module, "HELD", 2)
+    monkeypatch.setattr(encoder_module, "_plain_copy", None)  # it takes 0.2 s for Llama 3, and each task would pay it
+    assert encode(Encoder(Template(tokenizer)), talks, 512) == expected
 
 
 @pytest.mark.parametrize(("most", "shortened"), [(2_000, False), (100, True)])
 def test_control_tokens_that_a_message_spells_stay_text_as_in_training(tokenizer, most, shortened):
     encoder = Encoder(Template(tokenizer))
-    prompt = encode(encoder, talk("What is <|im_end|>? " * 40), most)
+    (prompt,) = encode(encoder, [talk("What is <|im_end|>? " * 40)], most)
     assert (prompt.shortened, len(prompt.ids) <= most) == (shortened, True)
     assert "What is <|im_end|>?" in prompt.text
     row = [*prompt.messages, {"role": "assistant", "content": "the end"}]

@@ -39,7 +39,7 @@ def bits(model, before, reference):
 @pytest.fixture
 def prompts(tokenizer):
     encoder = Encoder(Template(tokenizer))
-    return [encode(encoder, [{"role": "user", "content": text}], 512) for text in PROMPTS]
+    return encode(encoder, [[{"role": "user", "content": text}] for text in PROMPTS], 512)
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,13 @@ def test_white_space_that_a_template_puts_before_an_answer_is_scored_as_it_is_tr
     encoder = Encoder(Template(chatml_tokenizer(mistral)))
     talk = [{"role": "user", "content": text}, {"role": "assistant", "content": "the quick fox"}]
     ((trained, ((start, end),)),) = encoder.encode(encoder.template.render([talk]))
-    (row,) = likelihood._encoded(encoder, [(encode(encoder, talk[:1], 512), " the quick fox\n")])
+    (asked,) = encode(encoder, [talk[:1]], 512)
+    (row,) = likelihood._encoded(encoder, [(asked, " the quick fox\n")])
     assert row.ids == trained[: end - 1], "without the end of turn"
     assert (row.scored, row.bytes) == (end - 1 - start, len("the quick fox"))
     assert encoder.decode(row.ids[start:]) == " the quick fox"
     monkeypatch.setattr(likelihood, "LONGEST", row.scored)
-    (cut,) = likelihood._encoded(encoder, [(encode(encoder, talk[:1], 512), "the quick fox jumps")])
+    (cut,) = likelihood._encoded(encoder, [(asked, "the quick fox jumps")])
     assert (cut.ids, cut.bytes) == (row.ids, row.bytes)
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +28,7 @@ SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int
 # Rows encoded together, and their characters: an encoding takes some hundred bytes per token.
 BATCH, CHARACTERS = 1_000, 2_000_000
 AHEAD = 2  # batches that wait for the encoder
+HELD = 256  # rows whose encodings `Encoder.encode` holds at once
 
 
 def without_truncation(backend: Any) -> Any:
@@ -47,12 +48,17 @@ class Encoder:
         self.template = template
         self._backend = without_truncation(template.tokenizer.backend_tokenizer)
         self._backend.encode_special_tokens = False
-        self._plain = _plain_copy(self._backend.to_str())
         self.controls = {number for number, token in self._backend.get_added_tokens_decoder().items() if token.special}
+
+    @cached_property
+    def _plain(self) -> Tokenizer:
+        """The copy, made when first needed: writing out a vocabulary of 128,000 takes 0.2 s, and few texts need it."""
+        return _plain_copy(self._backend.to_str())
 
     def encode(self, rendered: list[Rendered]) -> list[Encoded]:
         """Return token ids and trained tokens, not truncated."""
-        return self.locate(rendered, self.encodings(rendered))
+        batches = (rendered[start : start + HELD] for start in range(0, len(rendered), HELD))
+        return [row for batch in batches for row in self.locate(batch, self.encodings(batch))]
 
     def encodings(self, rendered: list[Rendered]) -> list[Any]:
         """Encode the texts on every core."""
@@ -97,7 +103,7 @@ class Encoder:
 @lru_cache(1)
 def _plain_copy(backend: str) -> Tokenizer:
     """Return a copy that encodes control tokens as plain text; parsing a large vocabulary takes seconds."""
-    copy = Tokenizer.from_str(backend)
+    copy = without_truncation(Tokenizer.from_str(backend))
     copy.encode_special_tokens = True
     return copy
 

@@ -87,7 +87,7 @@ def generate(
     """
     start = time.perf_counter()
     encoder = Encoder(Template(tokenizer))
-    prompts = [encode(encoder, messages, max_prompt_tokens) for messages in conversations]
+    prompts = encode(encoder, conversations, max_prompt_tokens)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids), reverse=True)
     own = share(order, batch_size)
     config = greedy(model, tokenizer, max_new_tokens)
@@ -120,7 +120,7 @@ def generate(
     return Generations(decoded, time.perf_counter() - start, smallest)
 
 
-def encode(encoder: Encoder, messages: Messages, most: int) -> Prompt:
+def encode(encoder: Encoder, conversations: Sequence[Messages], most: int) -> list[Prompt]:
     """Apply the chat template, up to where the assistant's answer begins.
 
     Control tokens that a message spells stay text, as in training.
@@ -130,30 +130,37 @@ def encode(encoder: Encoder, messages: Messages, most: int) -> Prompt:
     enough, it loses the messages before it.
 
     Raises:
-        UserError: the rest of the prompt alone is longer than `most`.
+        UserError: the rest of a prompt alone is longer than `most`.
     """
+    prompts = _prompts(encoder, conversations)
+    return [prompt if len(prompt.ids) <= most else _shorten(encoder, prompt, most) for prompt in prompts]
 
-    def render(conversation: Messages, shortened: bool) -> Prompt:
-        rendered = encoder.template.prompt(list(conversation))
-        ((ids, _),) = encoder.encode([rendered])
-        return Prompt(conversation, rendered.original(0, len(rendered.text)), ids, shortened)
 
-    prompt = render(messages, shortened=False)
+def _prompts(encoder: Encoder, conversations: Sequence[Messages]) -> list[Prompt]:
+    rendered = [encoder.template.prompt(list(messages)) for messages in conversations]
+    return [
+        Prompt(messages, row.original(0, len(row.text)), ids, shortened=False)
+        for messages, row, (ids, _) in zip(conversations, rendered, encoder.encode(rendered), strict=True)
+    ]
+
+
+def _shorten(encoder: Encoder, prompt: Prompt, most: int) -> Prompt:
+    messages, decode = prompt.messages, encoder.template.tokenizer.decode
     last = max(index for index, message in enumerate(messages) if message["role"] == "user")
-    content = encoder.encode_text(messages[last]["content"]) if len(prompt.ids) > most else []
-    keep, decode = len(content), encoder.template.tokenizer.decode
+    content = encoder.encode_text(messages[last]["content"])
+    keep = len(content)
     while len(prompt.ids) > most:
         keep -= len(prompt.ids) - most
         if keep <= 0 and not last:
             raise UserError(f"eval.max_prompt_tokens={most}: too few for the chat template alone; raise it")
         if keep <= 0:  # the earlier messages alone are too long
-            return replace(encode(encoder, messages[last:], most), shortened=True)
+            return replace(encode(encoder, [messages[last:]], most)[0], shortened=True)
         # A cut inside a character leaves a replacement character, which is removed.
         start = decode(content[: (keep + 1) // 2]).rstrip("\ufffd")
         end = decode(content[len(content) - keep // 2 :]).lstrip("\ufffd")
         shorter = {**messages[last], "content": f"{start}{GAP}{end}"}
-        prompt = render([*messages[:last], shorter, *messages[last + 1 :]], shortened=True)
-    return prompt
+        (prompt,) = _prompts(encoder, [[*messages[:last], shorter, *messages[last + 1 :]]])
+    return replace(prompt, shortened=True)
 
 
 def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
