@@ -103,7 +103,7 @@ class Encoder:
 @lru_cache(1)
 def _plain_copy(backend: str) -> Tokenizer:
     """Return a copy that encodes control tokens as plain text; parsing a large vocabulary takes seconds."""
-    copy = without_truncation(Tokenizer.from_str(backend))
+    copy: Tokenizer = without_truncation(Tokenizer.from_str(backend))
     copy.encode_special_tokens = True
     return copy
 
