@@ -61,7 +61,7 @@ def test_a_trained_model_in_16_bits_scores_as_its_saved_adapter_does(train, cach
     tokenizer, trained = fitted.trainer.processing_class, fitted.trainer.model.eval()
     loaded = load_tuned(None, locate(config.model, cache), config.lora, fitted.folder)
     encoder = Encoder(Template(tokenizer))
-    prompts = [encode(encoder, [{"role": "user", "content": f"q {n}"}], 256) for n in range(6)]
+    prompts = encode(encoder, [[{"role": "user", "content": f"q {n}"}] for n in range(6)], 256)
     scores = [
         bits_per_byte(model, tokenizer, prompts, [["return the value of a lazy dog"]] * 6)
         for model in (trained, loaded)
