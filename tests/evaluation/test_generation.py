@@ -111,7 +111,7 @@ def test_prompts_are_encoded_in_batches_without_a_copy_of_the_vocabulary(tokeniz
     talks = [*TALKS, talk("word " * 30)] * 3
     expected = [encode(Encoder(Template(tokenizer)), [each], 512)[0] for each in talks]
     monkeypatch.setattr(encoder_module, "HELD", 2)
-    monkeypatch.setattr(encoder_module, "_plain_copy", None)  # it takes 0.2 s for Llama 3, and each task would pay it
+    monkeypatch.setattr(encoder_module, "_plain_copy", None)  # for Llama 3 it needs 0.2 s in each task
     assert encode(Encoder(Template(tokenizer)), talks, 512) == expected
 
 

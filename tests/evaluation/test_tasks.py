@@ -69,7 +69,7 @@ def test_the_digest_follows_what_changes_a_score(jsonl, caplog):
     assert len(other | {digest(), digest(limit=5), digest(ROWS[1:])}) == 7
     caplog.set_level("INFO")
     assert len({digest([{"input": "a", "references": [text]}]) for text in ("alpha", "άλφα")}) == 2
-    assert "with another script than Latin, compared by Unicode words: 1" in caplog.text
+    assert "examples that ROUGE compares by Unicode words: 1" in caplog.text
 
 
 def test_clusters_are_kept_and_change_neither_digest_nor_identity(jsonl):

@@ -28,7 +28,7 @@ SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int
 # Rows encoded together, and their characters: an encoding takes some hundred bytes per token.
 BATCH, CHARACTERS = 1_000, 2_000_000
 AHEAD = 2  # batches that wait for the encoder
-HELD = 256  # rows whose encodings `Encoder.encode` holds at once
+HELD = 64  # rows whose encodings `Encoder.encode` holds at once
 
 
 def without_truncation(backend: Any) -> Any:

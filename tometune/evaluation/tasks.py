@@ -126,7 +126,7 @@ def _task(name: str, task: TaskConfig, kept: list[Example], limited: bool) -> Ta
     other_scripts = sum(any(map(needs_unicode, example.references)) for example in kept)
     if other_scripts:
         metrics.append("rouge by Unicode words")
-        log.info("task %s: examples with another script than Latin, compared by Unicode words: %d", name, other_scripts)
+        log.info("task %s: examples that ROUGE compares by Unicode words: %d", name, other_scripts)
     asked = [{"id": one.id, "messages": one.messages, "references": one.references} for one in kept]
     content = json.dumps([task.version, task.max_new_tokens, metrics, asked], ensure_ascii=False)
     return Task(name, task, kept, limited, sha256(content.encode()).hexdigest())
